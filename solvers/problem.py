@@ -4,13 +4,13 @@ Data ``x0`` and noise ``eps ~ N(0, I)`` are mixed along a *Gaussian path*,
 
     z_t = alpha(t) x0 + sigma(t) eps,          logsnr(t) = log alpha(t)^2 / sigma(t)^2  (falls with t),
 
-with ``t = 0`` at the data and ``t = 1`` at the noise. A network (or an exact formula) looks at ``z_t`` and *predicts* the
-pair ``(x0, eps)``, that is their posterior means; the two are tied by the equation above, so one call gives both. Score,
-velocity and every drift are linear in that pair:
+with ``t = 0`` at the data and ``t = 1`` at the noise. A network (or an exact formula) looks at ``z_t`` and *predicts*
+the pair ``(x0, eps)``, that is their posterior means; the two are tied by the equation above, so one call gives both.
+Score, velocity and every drift are linear in that pair:
 
     score     = -eps / sigma
     velocity  = f x + g^2 / (2 sigma) eps                                      (probability-flow ODE, eta = 0)
-    drift     = f x - (1 + eta^2) / 2 g^2 score,    diffusion = eta g          (the reverse family, eta = 1: reverse SDE)
+    drift     = f x - (1 + eta^2) / 2 g^2 score,    diffusion = eta g         (the reverse family, eta = 1: reverse SDE)
 
 with ``f = d log alpha / dt`` and ``g^2 = -sigma^2 d logsnr / dt`` for *every* Gaussian path (Song et al. 2021,
 arXiv:2011.13456, eq. 13 and appendix D; Kingma et al. 2021, arXiv:2107.00630, eq. 9). Nothing here knows a network: a
@@ -155,8 +155,7 @@ class DiffusionProblem:
 
         Reference: Song et al. 2021, arXiv:2011.13456, eq. 13.
         """
-        f, c = self.path.f(t), self.path.g2(t) / (2 * self.path.sigma(t))
-        return expand(f, x) * x + expand(c, x) * self.predict(x, t).eps
+        return self.sde(eta=0.0).drift(x, t)
 
     def sde(self, eta: float = 1.0) -> SDE:
         """The reverse family dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dW, run from t = 1 to t = 0.

@@ -1,0 +1,174 @@
+"""Time grids: where a solver evaluates, and the only place where a number of steps lives.
+
+A grid is a 1-D float64 CPU tensor ``ts``, strictly monotone in the direction of travel: from ``t_max`` (noise) down to
+``t_min`` (data) to sample, or back to encode. ``n`` steps have ``n + 1`` nodes. Where the nodes lie matters as much as
+the solver: uniform in ``t`` is what a stochastic differential equation suggests, uniform in ``logsnr`` is what
+exponential integrators are exact in, and the power and Karras families put more nodes where the curvature is.
+
+Every grid here ends at ``path.t_min``, where logsnr is finite; what happens after (stop there, or take the predicted
+data) is said by the ``end`` of :func:`solvers.solve` and is no part of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from solvers.problem import Path
+
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "check_grid",
+    "karras",
+    "leading",
+    "linspace",
+    "logsnr",
+    "power",
+    "quadratic",
+    "trailing",
+    "uniform",
+]
+
+Grid = Callable[[Path, int], Tensor]
+
+
+def _between(path: Path, n: int) -> Tensor:
+    """n + 1 equal parts of [0, 1], from 0 at the noise to 1 at the data."""
+    if n < 1:
+        raise ValueError(f"a grid has at least one step, got {n}")
+    return torch.linspace(0, 1, n + 1, dtype=torch.float64)
+
+
+def _pinned(path: Path, ts: Tensor) -> Tensor:
+    """The same nodes with both ends exactly at the path's range: an inverse function is only exact to rounding."""
+    ts[0], ts[-1] = path.t_max, path.t_min
+    return ts
+
+
+def uniform(path: Path, n: int) -> Tensor:
+    """Equal steps in t. Reference: Song et al. 2021, arXiv:2011.13456.
+
+    Args:
+        path: the Gaussian path.
+        n: number of steps.
+
+    Returns:
+        ts of shape (n + 1,), float64, falling from ``path.t_max`` to ``path.t_min``.
+    """
+    return _pinned(
+        path, torch.lerp(torch.tensor(path.t_max).double(), torch.tensor(path.t_min).double(), _between(path, n))
+    )
+
+
+def power(path: Path, n: int, p: float = 2.0) -> Tensor:
+    """Equal steps in t^(1/p): p = 2 is the quadratic grid of DDIM, larger p puts more nodes near the data.
+
+    Reference: Song, Meng and Ermon 2021, arXiv:2010.02502, appendix D.2.
+    """
+    if p <= 0:
+        raise ValueError(f"the power of a grid is positive, got {p}")
+    ends = torch.tensor([path.t_max, path.t_min]).double() ** (1 / p)
+    return _pinned(path, torch.lerp(ends[0], ends[1], _between(path, n)) ** p)
+
+
+def quadratic(path: Path, n: int) -> Tensor:
+    """Equal steps in sqrt(t): :func:`power` with p = 2."""
+    return power(path, n, 2.0)
+
+
+def logsnr(path: Path, n: int) -> Tensor:
+    """Equal steps in logsnr. Reference: Lu et al. 2022, arXiv:2206.00927, section 3.3."""
+    ends = path.logsnr(torch.tensor([path.t_max, path.t_min]).double())
+    return _pinned(path, path.time(torch.lerp(ends[0], ends[1], _between(path, n))))
+
+
+def karras(path: Path, n: int, rho: float = 7.0) -> Tensor:
+    """Equal steps in (sigma / alpha)^(1/rho). Reference: Karras et al. 2022, arXiv:2206.00364, eq. 5."""
+    if rho <= 0:
+        raise ValueError(f"rho is positive, got {rho}")
+    ends = (-0.5 * path.logsnr(torch.tensor([path.t_max, path.t_min]).double()) / rho).exp()
+    return _pinned(path, path.time(-2 * rho * torch.lerp(ends[0], ends[1], _between(path, n)).log()))
+
+
+def _levels(path: Path, index: Tensor, levels: int) -> Tensor:
+    """Times of the whole-numbered levels 1..levels, equally spaced from t_min to t_max: i / T for a table of T."""
+    return torch.lerp(
+        torch.tensor(path.t_min).double(), torch.tensor(path.t_max).double(), (index - 1).double() / (levels - 1)
+    )
+
+
+def _enough(n: int, levels: int) -> None:
+    if not 1 <= n < levels:
+        raise ValueError(f"a grid over {levels} levels has 1 to {levels - 1} steps, got {n}")
+
+
+def leading(path: Path, n: int, levels: int = 1000) -> Tensor:
+    """Every k-th of the discrete levels counted from the data end, as in DDPM code bases.
+
+    It misses the noisiest level by design, so a sampler starts at the wrong signal-to-noise ratio; it is here to
+    compare.
+
+    Reference: Lin et al. 2024, arXiv:2305.08891, table 2.
+    """
+    _enough(n, levels)
+    return _levels(path, 1 + torch.arange(n, -1, -1) * (levels // (n + 1)), levels)
+
+
+def linspace(path: Path, n: int, levels: int = 1000) -> Tensor:
+    """Equally spaced discrete levels, both ends included, rounded to whole levels (as :func:`leading`)."""
+    _enough(n, levels)
+    return _pinned(path, _levels(path, torch.linspace(levels, 1, n + 1, dtype=torch.float64).round(), levels))
+
+
+def trailing(path: Path, n: int, levels: int = 1000) -> Tensor:
+    """Every k-th of the discrete levels counted from the noise end, then the cleanest level (as :func:`leading`)."""
+    _enough(n, levels)
+    index = (levels - torch.arange(n + 1).double() * levels / n).round().clamp(min=1)
+    return _pinned(path, _levels(path, index, levels))
+
+
+GRIDS: dict[str, Grid] = {
+    "uniform": uniform,
+    "logsnr": logsnr,
+    "quadratic": quadratic,
+    "karras": karras,
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+}
+"""The grids by name; ``functools.partial(karras, rho=3)`` makes another."""
+
+
+def check_grid(ts: Tensor, t_min: float, t_max: float) -> Tensor:
+    """Refuse what is no grid.
+
+    Args:
+        ts: nodes, (N + 1,), any float dtype, on any device.
+        t_min: cleanest time allowed.
+        t_max: noisiest time allowed.
+
+    Returns:
+        The same nodes as a float64 CPU tensor.
+
+    Raises:
+        ValueError: fewer than two nodes, not finite, not strictly monotone, or outside [t_min, t_max].
+    """
+    ts = torch.as_tensor(ts).detach().to("cpu", torch.float64)
+    if ts.ndim != 1 or len(ts) < 2:
+        raise ValueError(f"a grid is 1-D with at least two nodes, got shape {tuple(ts.shape)}")
+    if not bool(ts.isfinite().all()):
+        raise ValueError(f"a grid is finite, got {ts}")
+    steps = ts.diff()
+    if not bool((steps < 0).all() or (steps > 0).all()):
+        worst = int((steps * steps.sum().sign()).argmin())
+        raise ValueError(
+            f"a grid is strictly monotone: node {worst} at t = {ts[worst]:.6g} is followed by t = {ts[worst + 1]:.6g}"
+        )
+    low, high = float(ts.min()), float(ts.max())
+    slack = 1e-12 * max(1.0, abs(t_max))
+    if low < t_min - slack or high > t_max + slack:
+        raise ValueError(f"a grid lies in the path's range [{t_min:.6g}, {t_max:.6g}], got [{low:.6g}, {high:.6g}]")
+    return ts

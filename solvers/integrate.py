@@ -1,0 +1,217 @@
+"""The one loop: a solver, a problem, a grid.
+
+A solver is a frozen bundle of settings with two methods: ``init`` makes what it wants to remember, ``step`` moves the
+state from ``t`` to ``s`` and returns the memory for the next step. ``s < t`` denoises and ``s > t`` encodes, with the
+same code. Everything else (counting network calls, saving the trajectory, finding the step at which a number stopped
+being one) is here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from solvers.grids import check_grid
+from solvers.noise import Noise
+from solvers.problem import DiffusionProblem, Prediction, Problem
+
+__all__ = ["Counter", "Solver", "Trajectory", "integrate"]
+
+S = TypeVar("S")
+
+
+class Solver(ABC, Generic[S]):
+    """A numerical method for a :class:`DiffusionProblem`. Subclasses are frozen dataclasses: settings, nothing mutable.
+
+    Attributes:
+        order: declared order of convergence in the largest step (weak order where ``stochastic``); 0 for a method with
+            its own step control, which converges with its tolerance and not with the grid. It is declared here and
+            measured by the tests.
+        nfe_per_step: calls of ``predict`` in one step in the middle of a grid; 0 where the method decides.
+        stochastic: whether steps draw noise.
+        reference: author, year, identifier.
+        grid: name of the grid that ``solve`` takes when none is given.
+    """
+
+    order: int
+    nfe_per_step: int
+    stochastic: bool
+    reference: ClassVar[str] = ""
+    grid: ClassVar[str] = "logsnr"
+
+    def init(self, problem: Any, x: Tensor, ts: Tensor) -> S:
+        """What the first step is given; None for one-step methods."""
+        return cast(S, None)
+
+    @abstractmethod
+    def step(self, problem: Any, x: Tensor, t: Tensor, s: Tensor, state: S, noise: Noise) -> tuple[Tensor, S]:
+        """Move ``x`` from time ``t`` to time ``s``.
+
+        Args:
+            problem: a :class:`DiffusionProblem`; methods that need a velocity only take any :class:`ODE` too.
+            x: state (B, *event).
+            t: current time, 0-dim float64.
+            s: target time, 0-dim float64; s < t denoises, s > t encodes.
+            state: what ``init`` or the last step returned.
+            noise: increments of the shared Brownian motion; not called by deterministic methods.
+
+        Returns:
+            The state at ``s`` and the memory for the next step.
+        """
+
+    def nfe(self, steps: int) -> int:
+        """Calls of ``predict`` that a grid of ``steps`` steps costs; the loop counts what was really spent."""
+        return steps * self.nfe_per_step
+
+
+class Counter:
+    """Wraps a function of (x, t), counts its calls and refuses what is no prediction."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
+        def counted(x: Tensor, t: Tensor) -> Any:
+            self.calls += 1
+            out = function(x, t if t.ndim == 0 else t.reshape(-1))
+            for name, value in zip(
+                ("x0", "eps") if isinstance(out, Prediction) else ("velocity",), _parts(out), strict=True
+            ):
+                if value.shape != x.shape:
+                    raise ValueError(
+                        f"the predicted {name} has shape {tuple(value.shape)} where the state has {tuple(x.shape)}"
+                    )
+            return out
+
+        return counted
+
+
+def _parts(out: Any) -> tuple[Tensor, ...]:
+    if isinstance(out, Tensor):
+        return (out,)
+    if isinstance(out, Prediction):
+        return tuple(out)
+    raise TypeError(f"a predictor returns Prediction(x0, eps), got {type(out).__name__}")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a solve returns.
+
+    Attributes:
+        x: final state (B, *event).
+        ts: the grid that was walked, float64 (N + 1,).
+        nfe: calls of ``predict``, counted.
+        solver: the solver with its settings.
+        seed: seed of the noise, None for a deterministic solve.
+        xs: states at every node (N + 1, B, *event) with ``save="all"``, else None.
+        end: "stop" (``x`` is the state at ``ts[-1]``) or "denoise" (``x`` is the data predicted from it).
+    """
+
+    x: Tensor
+    ts: Tensor
+    nfe: int
+    solver: Solver[Any]
+    seed: int | None = None
+    xs: Tensor | None = None
+    end: str = "stop"
+
+    def __repr__(self) -> str:
+        seed = "" if self.seed is None else f", seed={self.seed}"
+        return f"Trajectory({self.solver}, {len(self.ts) - 1} steps, nfe={self.nfe}, x={tuple(self.x.shape)}{seed})"
+
+
+def _silent(a: Tensor, b: Tensor) -> Tensor:
+    raise ValueError("this solver draws noise: pass noise=BrownianMotion(x, seed), or call solve(..., seed=...)")
+
+
+def integrate(
+    solver: Solver[Any],
+    problem: Problem,
+    x: Tensor,
+    ts: Tensor,
+    *,
+    noise: Noise | None = None,
+    save: Literal["last", "all"] = "last",
+    end: Literal["stop", "denoise"] = "stop",
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Trajectory:
+    """Walk ``x`` along the grid ``ts``.
+
+    Args:
+        solver: the method.
+        problem: what it solves.
+        x: state at ``ts[0]``, (B, *event), floating.
+        ts: grid (N + 1,), strictly monotone within the problem's range.
+        noise: Brownian increments for stochastic solvers.
+        save: "all" keeps the state at every node.
+        end: "denoise" returns the data predicted at the last node (one more call) in place of the state there.
+        callback: called as ``callback(i, t, x)`` after the i-th step, at the node it reached.
+
+    Returns:
+        A :class:`Trajectory`.
+
+    Raises:
+        ValueError: no grid, a state or a prediction of the wrong shape, a missing noise.
+        FloatingPointError: a state stopped being finite; the message names solver, step, time and sample.
+    """
+    if not x.is_floating_point() or x.ndim < 1:
+        raise ValueError(f"a state is a floating tensor of shape (B, *event), got {x.dtype} of shape {tuple(x.shape)}")
+    if end == "denoise" and not isinstance(problem, DiffusionProblem):
+        raise ValueError("end='denoise' needs a DiffusionProblem: an ODE predicts no data")
+    ts = check_grid(ts, problem.t_min, problem.t_max)
+    counter = Counter()
+    counted = cast("DiffusionProblem", problem.calling(counter))
+    noise = noise or _silent
+    start, xs = x, [x]
+
+    state = solver.init(counted, x, ts)
+    for i, (t, s) in enumerate(pairwise(ts)):
+        x, state = solver.step(counted, x, t, s, state, noise)
+        if save == "all":
+            xs.append(x)
+        if callback is not None:
+            callback(i, s, x)
+    if end == "denoise":
+        x = counted.predict(x, ts[-1]).x0
+
+    if not bool(x.isfinite().all()):
+        _find_culprit(solver, problem, start, ts, noise)
+    return Trajectory(
+        x, ts, counter.calls, solver, getattr(noise, "seed", None), torch.stack(xs) if save == "all" else None, end
+    )
+
+
+def _find_culprit(solver: Solver[Any], problem: Problem, x: Tensor, ts: Tensor, noise: Noise) -> None:
+    """Walk once more, looking at every step: the happy path then pays for one look at the end only."""
+
+    def check(where: str, t: Tensor, value: Tensor) -> None:
+        bad = (~value.isfinite()).flatten(1).any(1) if value.ndim > 1 else ~value.isfinite()
+        if bool(bad.any()):
+            time, first = float(t.reshape(-1)[0]), int(bad.int().argmax())
+            raise FloatingPointError(f"{solver}: {where} at t = {time:.6g} is not finite (first bad sample: {first})")
+
+    step = 0
+
+    def watched(function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
+        def call(x: Tensor, t: Tensor) -> Any:
+            out = function(x, t if t.ndim == 0 else t.reshape(-1))
+            for part in _parts(out):
+                check(f"the prediction in step {step}", t, part)
+            return out
+
+        return call
+
+    check("the initial state", ts[0], x)
+    problem = cast("DiffusionProblem", problem.calling(watched))
+    state = solver.init(problem, x, ts)
+    for step, (t, s) in enumerate(pairwise(ts), start=1):
+        x, state = solver.step(problem, x, t, s, state, noise)
+        check(f"the state after step {step}", s, x)
+    raise FloatingPointError(f"{solver}: the predicted data at t = {float(ts[-1]):.6g} is not finite")

@@ -1,0 +1,169 @@
+"""One Brownian motion that every stochastic solver shares.
+
+In the clock ``lam = logsnr / 2`` the reverse family of every Gaussian path is driven in the same way: with ``y = x /
+alpha``
+
+    dy = -(1 + eta^2) (y - x0) dlam + sqrt(2) eta exp(-lam) dW(lam),
+
+so one Brownian motion ``W(lam)`` serves all solvers, all grids and all paths. A step from ``a`` to ``b`` asks only for
+the normalised increment ``(W(b) - W(a)) / sqrt|b - a|``, a standard normal. Refine the grid and the same seed
+converges to the same sample (*strong* convergence); compare two solvers and they see the same randomness (common
+random numbers).
+
+``W`` is a virtual tree on the dyadic points of a fixed interval: the midpoint of a cell, given its ends, is
+
+    W(m) = (W(l) + W(r)) / 2 + sqrt(r - l) / 2 Z,
+
+and ``Z`` comes from a counter-based generator keyed by (seed, sample, cell). A walk along a grid keeps the cells that
+hold its last point on a stack and redraws only what is below; nothing else is stored. Every sample has its own key, so
+sample 17 is the same bits whatever stands beside it in the batch, on CPU and GPU alike.
+
+Reference: Salmon et al. 2011 (Philox, counter-based generators); Kidger et al. 2021, arXiv:2105.13493 (virtual trees).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["BrownianMotion", "Noise", "fresh_seed", "standard_normal"]
+
+PRIOR, TREE = 0, 1  # streams: draws of different meaning never share a counter
+
+
+class Noise(Protocol):
+    """What a stochastic solver asks for: unit-variance increments of one Brownian motion in the clock lam."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """(W(b) - W(a)) / sqrt|b - a|, of the state's shape, dtype and device; a and b are 0-dim values of lam."""
+        ...
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system's entropy, so that an unseeded run can still say which seed it used."""
+    return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
+
+
+class _Keyed:
+    """Standard normals addressed by (seed, sample, counter) in place of drawn in sequence.
+
+    Draws are made in float32 whatever the dtype of the state: a float64 solve sees the noise of the float32 one.
+    """
+
+    def __init__(self, seed: int, samples: Sequence[int], event: Sequence[int]) -> None:
+        if seed < 0:
+            raise ValueError(f"a seed is a whole number >= 0, got {seed}")
+        self.bits = np.random.Philox(key=[seed % 2**64, 0])
+        self.normal = np.random.Generator(self.bits).standard_normal
+        self.state = self.bits.state
+        self.seed, self.samples, self.event = seed % 2**64, samples, tuple(event)
+
+    def __call__(self, stream: int, level: int = 0, cell: int = 0) -> Tensor:
+        out = np.empty((len(self.samples), int(np.prod(self.event))), np.float32)
+        inner = self.state["state"]
+        # Philox is a function of (key, counter): setting both is all that seeding means, and the buffer starts empty.
+        self.state["buffer_pos"], self.state["has_uint32"] = 4, 0
+        for row, sample in zip(out, self.samples, strict=True):
+            inner["key"][:] = self.seed, sample
+            inner["counter"][:] = 0, cell, level, stream
+            self.bits.state = self.state
+            self.normal(dtype=np.float32, out=row)
+        return torch.as_tensor(out).reshape(len(self.samples), *self.event)
+
+
+def standard_normal(
+    shape: Sequence[int],
+    seed: int,
+    *,
+    samples: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Independent standard normals, one stream per sample: the start of a solve.
+
+    Args:
+        shape: (B, *event).
+        seed: whole number >= 0.
+        samples: B sample numbers; ``range(B)`` by default, so the first 16 of 64 are the 16 of a batch of 16.
+        dtype: of the result; the draws themselves are float32 normals.
+        device: of the result; the bits do not depend on it.
+
+    Returns:
+        Tensor of shape ``shape``.
+
+    >>> alone = standard_normal((1, 3), seed=7, samples=[17])
+    >>> bool((standard_normal((64, 3), seed=7)[17] == alone).all())
+    True
+    """
+    draw = _Keyed(seed, range(shape[0]) if samples is None else samples, shape[1:])
+    return draw(PRIOR).to(device=device, dtype=dtype)
+
+
+class BrownianMotion:
+    """W(lam) for one batch, the same on every grid; see the module's text.
+
+    Args:
+        like: state of shape (B, *event) that gives shape, dtype and device.
+        seed: whole number >= 0.
+        samples: B sample numbers, ``range(B)`` by default.
+        reach: W lives on lam in [-reach, reach]; beyond it (no noise is left there) W is constant.
+        depth: cells of width ``2 reach / 2^depth`` are the finest; W is linear inside.
+
+    >>> x = torch.zeros(4, 2, dtype=torch.float64)
+    >>> w, a, b, c = BrownianMotion(x, seed=0), *torch.tensor([-1.0, 0.5, 1.0], dtype=torch.float64)
+    >>> whole, parts = w(a, c) * 2**0.5, w(a, b) * 1.5**0.5 + w(b, c) * 0.5**0.5
+    >>> torch.allclose(whole, parts)
+    True
+    """
+
+    def __init__(
+        self, like: Tensor, seed: int, *, samples: Sequence[int] | None = None, reach: float = 16.0, depth: int = 17
+    ) -> None:
+        self.draw = _Keyed(seed, range(len(like)) if samples is None else samples, like.shape[1:])
+        self.like, self.seed, self.reach, self.depth = like, seed, reach, depth
+        start = torch.zeros_like(like)
+        end = (2 * reach) ** 0.5 * self._normal(0, 0)
+        # The cells around the last point asked for, coarse to fine: (index in its level, W at its left and right end).
+        self.cells = [(0, start, end)]
+        self.last: tuple[float, Tensor] | None = None
+
+    def _normal(self, level: int, cell: int) -> Tensor:
+        return self.draw(TREE, level, cell).to(self.like)
+
+    def at(self, lam: float) -> Tensor:
+        """W(lam), with W(-reach) = 0, shape (B, *event)."""
+        if self.last is not None and self.last[0] == lam:
+            return self.last[1]
+        u = min(max((lam + self.reach) / (2 * self.reach), 0.0), 1.0)  # position in the tree's interval
+        while len(self.cells) > 1 and not self._holds(len(self.cells) - 1, u):
+            self.cells.pop()
+        for level in range(len(self.cells) - 1, self.depth):
+            cell, left, right = self.cells[level]
+            half = 0.5 * (2 * self.reach / 2**level) ** 0.5
+            middle = 0.5 * (left + right) + half * self._normal(level + 1, cell)
+            upper = u * 2**level - cell >= 0.5
+            self.cells.append((2 * cell + 1, middle, right) if upper else (2 * cell, left, middle))
+        cell, left, right = self.cells[-1]
+        w = torch.lerp(left, right, u * 2**self.depth - cell)
+        self.last = (lam, w)
+        return w
+
+    def _holds(self, level: int, u: float) -> bool:
+        return 0.0 <= u * 2**level - self.cells[level][0] <= 1.0
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """The normalised increment (W(b) - W(a)) / sqrt|b - a|, shape (B, *event), unit variance.
+
+        Args:
+            a: lam at the start of the step, 0-dim.
+            b: lam at its end, 0-dim, different from a.
+        """
+        start, end = float(a), float(b)
+        if start == end:
+            raise ValueError(f"the noise of a step of zero length is not defined (lam = {start})")
+        before = self.at(start)
+        return (self.at(end) - before) / abs(end - start) ** 0.5

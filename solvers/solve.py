@@ -1,0 +1,152 @@
+"""What people call: ``solve(problem, x, solver="heun", steps=20)``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from solvers.grids import GRIDS, Grid
+from solvers.integrate import Solver, Trajectory, integrate
+from solvers.noise import BrownianMotion, Noise, fresh_seed, standard_normal
+from solvers.problem import DiffusionProblem, Path, Problem
+
+T = TypeVar("T")
+
+__all__ = ["find", "prior", "resolve", "solve", "steps_within"]
+
+
+def find(name: str, known: Mapping[str, T], kind: str) -> T:
+    """Look ``name`` up, or say which names are near and which there are."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(sorted(known))}"
+    raise ValueError(f"unknown {kind} {name!r}; {hint}")
+
+
+def resolve(solver: str | Solver[Any]) -> Solver[Any]:
+    """A solver from its name in ``SOLVERS``, from "package.module:Class", or itself.
+
+    Raises:
+        ValueError: the name is unknown (with the nearest names) or leads to no solver.
+    """
+    from solvers import SOLVERS
+
+    if not isinstance(solver, str):
+        return solver
+    if ":" not in solver:
+        return find(solver, SOLVERS, "solver")
+    module, _, name = solver.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot load the solver {solver!r}: {error}") from error
+    made = made() if isinstance(made, type) else made
+    if not isinstance(made, Solver):
+        raise ValueError(f"{solver!r} is a {type(made).__name__}, not a solvers.Solver")
+    return made
+
+
+def _grid(grid: str | Grid) -> Grid:
+    return find(grid, GRIDS, "grid") if isinstance(grid, str) else grid
+
+
+def prior(
+    path: Path,
+    shape: Sequence[int],
+    seed: int,
+    *,
+    samples: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The noise a sampler starts from, sigma(t_max) eps, shape ``shape``; sample i depends on (seed, i) alone."""
+    sigma = float(path.sigma(torch.tensor(path.t_max, dtype=torch.float64)))
+    return sigma * standard_normal(shape, seed, samples=samples, dtype=dtype, device=device)
+
+
+def steps_within(solver: Solver[Any], nfe: int) -> int:
+    """The largest number of steps whose calls of ``predict`` fit into a budget.
+
+    Raises:
+        ValueError: not even one step fits, or the solver controls its own steps.
+    """
+    if solver.nfe_per_step == 0:
+        raise ValueError(f"{solver} controls its own steps: give tol=..., not nfe or steps")
+    fitting = [n for n in range(1, max(nfe, 0) + 1) if solver.nfe(n) <= nfe]
+    if not fitting:
+        raise ValueError(f"{solver} needs at least {solver.nfe(1)} evaluations, the budget is nfe={nfe}")
+    return fitting[-1]
+
+
+def solve(
+    problem: Problem,
+    x: Tensor,
+    *,
+    solver: str | Solver[Any],
+    steps: int | None = None,
+    nfe: int | None = None,
+    ts: Tensor | None = None,
+    tol: float | None = None,
+    grid: str | Grid | None = None,
+    seed: int | None = None,
+    noise: Noise | None = None,
+    save: Literal["last", "all"] = "last",
+    end: Literal["stop", "denoise"] = "stop",
+    encode: bool = False,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Trajectory:
+    """Carry ``x`` from noise to data (or back) with the solver and the budget of your choice.
+
+    Give one of ``steps``, ``nfe``, ``ts`` and ``tol``.
+
+    Args:
+        problem: a :class:`DiffusionProblem`, or an :class:`ODE` for the solvers that need a velocity only.
+        x: state at the start of the grid, (B, *event).
+        solver: a name in ``SOLVERS``, "package.module:Class", or a :class:`Solver`.
+        steps: number of steps of ``grid``.
+        nfe: budget of network calls; the most steps that fit are taken, and ``Trajectory.nfe`` says what was spent.
+        ts: the grid itself, (N + 1,), float64.
+        tol: relative and absolute tolerance of a solver that controls its own steps.
+        grid: a name in ``GRIDS`` or a function (path, n) -> ts; the solver's own default where None.
+        seed: seed of the noise of a stochastic solver; without one a fresh seed is drawn and reported.
+        noise: Brownian increments in place of the seeded ones.
+        save: "all" keeps every state of the trajectory.
+        end: "stop" returns the state at the end of the grid, "denoise" the data predicted there (one more call).
+        encode: walk the reversed grid, from data to noise.
+        callback: ``callback(i, t, x)`` after every step.
+
+    Returns:
+        A :class:`Trajectory`: final state, grid, counted calls, seed.
+
+    Raises:
+        ValueError: an unknown name, an impossible budget, a bad grid.
+    """
+    method = resolve(solver)
+    if sum(budget is not None for budget in (steps, nfe, ts, tol)) != 1:
+        raise ValueError("give exactly one of steps, nfe, ts and tol")
+    if tol is not None:
+        if not tol > 0:
+            raise ValueError(f"tol is positive, got {tol}")
+        if not hasattr(method, "rtol"):
+            raise ValueError(f"{method} takes fixed steps: give steps, nfe or ts, not tol")
+        method = dataclasses.replace(cast(Any, method), rtol=tol, atol=tol)
+        steps = 1
+    if nfe is not None:
+        steps = steps_within(method, nfe - (end == "denoise"))
+    if ts is None:
+        if steps is None or steps < 1:
+            raise ValueError(f"the number of steps is at least 1, got {steps}")
+        make = _grid(grid or (method.grid if isinstance(problem, DiffusionProblem) else "uniform"))
+        # An ODE has a range and no schedule: the grids in t need nothing else.
+        ts = make(problem.path if isinstance(problem, DiffusionProblem) else cast("Path", problem), steps)
+        ts = ts.flip(0) if encode else ts
+    if noise is None and method.stochastic:
+        noise = BrownianMotion(x, fresh_seed() if seed is None else seed)
+    return integrate(method, problem, x, ts, noise=noise, save=save, end=end, callback=callback)
