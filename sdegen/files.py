@@ -1,8 +1,8 @@
 """Files that are either the old ones or the new ones, never half of each.
 
 Every file that somebody would miss is written the same way: into a temporary file in the same folder, flushed to the
-disk, and then renamed over the old one, which the operating system does in one indivisible step. Whatever happens before
-the rename (Ctrl-C, ``kill -9``, a full disk, a power cut) leaves the old file as it was.
+disk, and then renamed over the old one, which the operating system does in one indivisible step. Whatever happens
+before the rename (Ctrl-C, ``kill -9``, a full disk, a power cut) leaves the old file as it was.
 
     with replacing(run / "state.pt") as temporary:
         torch.save(state, temporary)
@@ -18,13 +18,32 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["DamagedFile", "DiskFull", "readable_size", "replacing", "require_space", "sha256", "sweep", "write_bytes"]
+try:
+    import fcntl
+except ImportError:  # Windows: one writer at a time is then up to the user
+    fcntl = None
+
+__all__ = [
+    "FULL",
+    "Busy",
+    "DamagedFile",
+    "DiskFull",
+    "locked",
+    "readable_size",
+    "replacing",
+    "require_space",
+    "sha256",
+    "sweep",
+    "write_bytes",
+]
 
 _PREFIX = ".tmp-"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What an operating system says when it cannot write any more.
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DiskFull(OSError):
@@ -36,6 +55,10 @@ class DiskFull(OSError):
         kept = "; the previous file is kept" if path.exists() else ""
         super().__init__(f"disk full: cannot write {path}: {needs}, {readable_size(free)} are free{kept}")
         self.errno, self.path, self.needed, self.free = errno.ENOSPC, path, needed, free
+
+
+class Busy(OSError):
+    """Another process is writing to the same place, and did not finish in time."""
 
 
 class DamagedFile(ValueError):
@@ -111,6 +134,32 @@ def write_bytes(path: Path | str, content: bytes | str) -> None:
         temporary.write_bytes(content)
 
 
+@contextlib.contextmanager
+def locked(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
+    """One writer at a time in a folder. The lock ends with the process, however that ends.
+
+    Args:
+        folder: an existing folder; the lock is the empty file ``.lock`` in it.
+        wait: seconds to wait for another writer.
+
+    Raises:
+        Busy: when somebody else still holds the lock then.
+    """
+    with open(Path(folder) / ".lock", "a") as file:
+        deadline = time.monotonic() + wait
+        while fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Busy(
+                        f"another process is writing to {folder}: wait for it, or choose another folder"
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
@@ -150,6 +199,6 @@ def _sync(path: Path) -> None:
 
 def _is_full(error: Exception, folder: Path) -> bool:
     """torch and safetensors raise their own errors on a full disk, some without a reason: look at the disk too."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return True
     return "No space left" in str(error) or shutil.disk_usage(folder).free < 1 << 16

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdegen.files import DiskFull, replacing, sha256, sweep, write_bytes
+from sdegen.files import Busy, DiskFull, locked, replacing, sha256, sweep, write_bytes
 
 
 def test_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_replaces_only_when_the_block_ends_well(tmp_path: Path) -> None:
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("I/O error: No space left on device"),
     ],
 )
 def test_full_disk_says_path_needed_and_free_and_keeps_the_old_file(tmp_path: Path, error: Exception) -> None:
@@ -76,3 +76,16 @@ def test_sweep_removes_what_the_dead_left(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    code = f"from sdegen.files import locked\nwith locked({str(tmp_path)!r}): print('in', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    with pytest.raises(Busy, match=f"another process is writing to {tmp_path}"), locked(tmp_path):
+        pytest.fail("the lock is held")
+    child.kill()  # the lock goes with its owner
+    child.communicate()
+    with locked(tmp_path):
+        pass
