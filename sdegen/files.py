@@ -135,17 +135,18 @@ def write_bytes(path: Path | str, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
-    """One writer at a time in a folder. The lock ends with the process, however that ends.
+def locked(path: Path | str, *, wait: float = 0.0) -> Iterator[None]:
+    """One writer of a file at a time. The lock ends with the process, however that ends.
 
     Args:
-        folder: an existing folder; the lock is the empty file ``.lock`` in it.
+        path: what is to be written; the lock is the empty file ``.lock-NAME`` beside it.
         wait: seconds to wait for another writer.
 
     Raises:
         Busy: when somebody else still holds the lock then.
     """
-    with open(Path(folder) / ".lock", "a") as file:
+    path = Path(path)
+    with open(path.with_name(f".lock-{path.name}"), "a") as file:
         deadline = time.monotonic() + wait
         while fcntl is not None:
             try:
@@ -153,10 +154,8 @@ def locked(folder: Path | str, *, wait: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise Busy(
-                        f"another process is writing to {folder}: wait for it, or choose another folder"
-                    ) from None
-                time.sleep(0.05)
+                    raise Busy(f"another process is writing to {path}: wait for it, or choose another folder") from None
+                time.sleep(0.02)
         yield
 
 

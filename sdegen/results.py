@@ -104,7 +104,7 @@ def write(path: Path | str, name: str, result: Result) -> None:
         DiskFull: when the disk has no room; the old file stays.
     """
     path = Path(path)
-    with locked(path.parent, wait=60), replacing(path) as temporary:
+    with locked(path, wait=60), replacing(path) as temporary:
         if path.exists():
             shutil.copyfile(path, temporary)
         with _open(temporary, "r+" if path.exists() else "w", path) as file:
