@@ -308,7 +308,7 @@ def VP(schedule: Schedule = LINEAR_BETA, *, t_min: float | None = None, t_max: f
 
 
 def SubVP(schedule: Schedule = LINEAR_BETA, *, t_min: float | None = None, t_max: float | None = None) -> GaussianPath:
-    """Sub-VP path, sigma = 1 - alpha^2, with the alpha(t) of ``VP(schedule)`` and, by default, its end points in logsnr."""
+    """Sub-VP path, sigma = 1 - alpha^2, with the alpha(t) of ``VP(schedule)`` and (if not told) its range of logsnr."""
     return _path(Parabola(), SameAlpha(schedule), t_min, t_max)
 
 
