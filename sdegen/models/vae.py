@@ -1,0 +1,209 @@
+"""The variational autoencoder: one learned latent, and nothing between it and the prior.
+
+    q(z | x) = N(mean(x), std(x)^2),    p(x | z) from a decoder network,    p(z) = N(0, I) or any model.
+
+It is the latent-variable model whose levels are empty: z_0 and z_1 are the same latent, the latent term vanishes and
+the bound is the familiar -E log p(x | z) + KL(q(z | x) || p(z)). With a diffusion as its prior it is latent diffusion.
+
+References: Kingma and Welling 2014, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082; Burda et al. 2016,
+arXiv:1509.00519 (importance-weighted bound).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdegen.decoders import Head
+from sdegen.distributions import Distribution, Gaussian
+from sdegen.levels import Empty
+from sdegen.models.base import (
+    SECOND_STREAM,
+    Encoding,
+    LatentVariableModel,
+    ModelPrior,
+    NormalPrior,
+    Prior,
+    generator_for,
+)
+from solvers import standard_normal
+
+__all__ = ["VAE", "Perceptron"]
+
+
+class Perceptron(nn.Module):
+    """Dense layers with SiLU and dropout, from a flattened tensor (and a class) to a vector.
+
+    Args:
+        inputs: numbers that go in, after flattening.
+        outputs: numbers that come out.
+        width: of the hidden layers.
+        depth: number of hidden layers.
+        dropout: share of hidden units that are dropped in training.
+        classes: number of classes of ``cond``, 0 for none.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, width: int = 512, depth: int = 2, dropout: float = 0.0, classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, width)
+        self.classes = nn.Embedding(classes, width) if classes else None
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.last = nn.Linear(width, outputs)
+        self.drop, self.act = nn.Dropout(dropout), nn.SiLU()
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (B, ...), cond (B,) or None -> (B, outputs)."""
+        h = self.first(x.flatten(1))
+        if self.classes is not None:
+            if cond is None:
+                raise ValueError("this network is conditional: give cond, one class label for each row")
+            h = h + self.classes(cond)
+        for layer in self.hidden:
+            h = layer(self.drop(self.act(h)))
+        return self.last(self.drop(self.act(h)))
+
+
+class VAE(LatentVariableModel):
+    """A variational autoencoder.
+
+    Args:
+        encoder: ``encoder(x, cond)`` -> (B, 2 K): mean and log standard deviation of the latent.
+        decoder: ``decoder(z, cond)`` -> (B, prod(event_shape) * head.outputs), coordinates outermost.
+        head: what the decoder's numbers mean.
+        event_shape: shape of one datum.
+        latent: K, the number of latent coordinates.
+        prior: p(z); the standard normal by default, or any density model of data of shape (K,).
+
+    >>> from sdegen.bins import Bins
+    >>> from sdegen.decoders import CategoricalHead
+    >>> vae = VAE.mlp((1, 8, 8), CategoricalHead(Bins(17)), width=32)
+    >>> x = vae.sample(3)
+    >>> vae.elbo(x).total.shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        head: Head,
+        *,
+        event_shape: Sequence[int],
+        latent: int,
+        prior: Prior | LatentVariableModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = encoder, decoder, head
+        self.event_shape, self.latent, self.levels = tuple(event_shape), latent, Empty()
+        self.prior = ModelPrior(prior) if isinstance(prior, LatentVariableModel) else prior or NormalPrior()
+        self.evaluations = 0
+
+    @classmethod
+    def mlp(
+        cls,
+        event_shape: Sequence[int],
+        head: Head,
+        *,
+        latent: int = 16,
+        width: int = 512,
+        depth: int = 2,
+        dropout: float = 0.5,
+        classes: int = 0,
+        log_histogram: Tensor | None = None,
+        prior: Prior | LatentVariableModel | None = None,
+    ) -> VAE:
+        """A VAE of two perceptrons, for vectors and small images.
+
+        Args:
+            event_shape: shape of one datum.
+            head: what the decoder's numbers mean.
+            latent: number of latent coordinates.
+            width: of the hidden layers.
+            depth: number of hidden layers in each network.
+            dropout: share of hidden units dropped in training; with 1437 digits half of them is right.
+            classes: number of classes of ``cond``, 0 for none.
+            log_histogram: (*event, V), see :meth:`sdegen.bins.Bins.log_histogram`; the decoder then starts at the
+                independent-pixel model.
+            prior: see the class.
+        """
+        dims = math.prod(event_shape)
+        encoder = Perceptron(dims, 2 * latent, width=width, depth=depth, dropout=dropout, classes=classes)
+        decoder = Perceptron(latent, dims * head.outputs, width=width, depth=depth, dropout=dropout, classes=classes)
+        for network in (encoder, decoder):  # q starts at the standard normal, p(x | z) at one distribution for all z
+            nn.init.zeros_(network.last.bias)
+            nn.init.normal_(network.last.weight, std=1e-2 / math.sqrt(width))
+        if log_histogram is not None:
+            decoder.last.bias.data.copy_(log_histogram.flatten())
+        return cls(encoder, decoder, head, event_shape=event_shape, latent=latent, prior=prior)
+
+    @property
+    def discrete(self) -> bool:
+        return self.head.discrete
+
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> Encoding:
+        """q(z | x), which is the bottom and the top latent at once."""
+        mean, log_std = self.encoder(x, cond).chunk(2, dim=1)
+        q = Gaussian(mean, log_std)
+        return Encoding(q, q)
+
+    def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
+        """p(x | z)."""
+        self.evaluations += len(z)
+        return self.head(self.decoder(z, cond).reshape(-1, *self.event_shape, self.head.outputs))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, cond: Tensor | None = None, *, seed: int = 0, draw: bool = True, **settings: Any
+    ) -> Tensor:
+        """New data: a latent from the prior, then p(x | z).
+
+        Args:
+            n: number of samples.
+            cond: class labels (n,) or None.
+            seed: of all noise; sample i depends on (seed, i) alone.
+            draw: draw from p(x | z), pixel by pixel; False takes its most likely value, which is smoother than data.
+            settings: none; here so that all models are asked alike.
+
+        Returns:
+            (n, *event), model units.
+        """
+        if settings:
+            raise ValueError(f"a VAE is sampled in one step and has no {', '.join(settings)}")
+        z = self.prior.sample((n, self.latent), seed=seed, dtype=self.dtype, device=self.device)
+        x = self.decode(z, cond)
+        if not draw:
+            return x.mode
+        return x.sample(standard_normal((n, *self.event_shape), seed + SECOND_STREAM, dtype=z.dtype, device=z.device))
+
+    @torch.no_grad()
+    def iwae(
+        self, x: Tensor, K: int, cond: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The importance-weighted bound on -log p(x) with K latents per datum, nats, (B,), float64.
+
+        -log [ 1/K SUM_k p(x | z_k) p(z_k) / q(z_k | x) ],   z_k ~ q(z | x)
+
+        K = 1 is the bound of :meth:`elbo`; more latents tighten it.
+
+        Args:
+            x: data (B, *event), model units.
+            K: latents per datum.
+            cond: class labels (B,) or None.
+            generator: of the noise; fresh entropy where None.
+
+        Reference: Burda et al. 2016, arXiv:1509.00519, eq. 8.
+        """
+        self.check(x)
+        generator, q = generator_for(generator), self.encode(x, cond).bottom
+        log_w = []
+        for _ in range(K):
+            noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=generator.device)
+            z = q.sample(noise.to(x.device))
+            log_w.append(self.decode(z, cond).log_prob(x) + self.prior.log_prob(z) - q.log_prob(z))
+        return math.log(K) - torch.stack(log_w).logsumexp(0)
