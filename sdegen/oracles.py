@@ -168,7 +168,7 @@ class MixtureOracle(Oracle):
         normals = _normals(n, size + 1, seed)
         edges = self.weights.cumsum(0)[:-1].contiguous()
         k = torch.searchsorted(edges, torch.special.ndtr(normals[:, 0]).contiguous())
-        root = self._axes * self._variances.sqrt()[:, None, :]
+        root = self._axes * self._variances.sqrt()[:, None, :] @ self._axes.mT  # unique, whatever basis eigh chose
         x = self.means[k]
         for j in range(size):  # and not a matrix product, whose bits depend on n
             x = x + root[:, :, j][k] * normals[:, j + 1, None]

@@ -23,9 +23,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -274,12 +272,22 @@ class LinearBeta(_Decay):
 
 @dataclass(frozen=True, repr=False)
 class Table(_Decay):
-    """B(i/T) from a table, and in between the monotone C1 cubic of Fritsch and Carlson with B(0) = 0.
+    """B(i/T) from a table, and in between the monotone C1 rational quadratic, whose inverse is a quadratic equation.
+
+    With u in [0, 1] the way through an interval, s its secant and p, q the slopes at its ends,
+
+        B = B_i + (B_{i+1} - B_i) [s u^2 + p u (1 - u)] / [s + (p + q - 2 s) u (1 - u)].
+
+    The slope at a level is the harmonic mean of the secants beside it, and at both ends the linear extrapolation of the
+    slopes, which is 2 s^2 / (s + s') for s' the secant next to s: positive, so logsnr falls strictly.
 
     Args:
-        decays: B(i/T) = -log alpha-bar_i for i = 1..T, positive and strictly rising; :func:`Tabulated` computes them.
+        decays: B(i/T) = -log alpha-bar_i for i = 1..T, positive and strictly rising; ``Tabulated`` computes them.
 
-    Reference: Fritsch and Carlson 1980, doi:10.1137/0717021.
+    Raises:
+        ValueError: if there are fewer than two levels, or they do not rise strictly.
+
+    Reference: Gregory and Delbourgo 1982, doi:10.1093/imanum/2.2.123; Durkan et al. 2019, arXiv:1906.04032, eqs. 4-8.
     """
 
     decays: tuple[float, ...]
@@ -298,41 +306,43 @@ class Table(_Decay):
         return 1 / len(self.decays)
 
     @cached_property
-    def _cubics(self) -> Tensor:
-        """Coefficients (4, T) of each interval's cubic in t - i/T, highest power first."""
-        levels = len(self.decays)
-        return torch.from_numpy(PchipInterpolator(np.arange(levels + 1) / levels, (0.0, *self.decays)).c.copy())
+    def _intervals(self) -> Tensor:
+        """(4, T): B at the left end, and per interval rise (its secant too, in units of 1/T), left and right slope."""
+        nodes = torch.tensor((0.0, *self.decays), dtype=torch.float64)
+        rise = nodes.diff()
+        inner = 2 / (1 / rise[1:] + 1 / rise[:-1])
+        first, last = 2 * rise[0] ** 2 / (rise[0] + rise[1]), 2 * rise[-1] ** 2 / (rise[-1] + rise[-2])
+        slopes = torch.cat([first[None], inner, last[None]])
+        return torch.stack([nodes[:-1], rise, slopes[:-1], slopes[1:]])
+
+    def _at(self, i: Tensor) -> Tensor:
+        """Columns of the table, (4, *i.shape)."""
+        return self._intervals.to(i.device).index_select(1, i.reshape(-1)).reshape(4, *i.shape)
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval's cubic, (4, *t.shape), and the way into it."""
         levels = len(self.decays)
-        i = (t * levels).floor().clamp(0, levels - 1)
-        return self._cubics.to(t.device)[:, i.long()], t - i / levels
+        way = t.double() * levels
+        i = way.floor().clamp(0, levels - 1)
+        return self._at(i.long()), way - i
 
     def decay(self, t: Tensor) -> Tensor:
-        (a, b, c, d), h = self._locate(t.double())
-        return (((a * h + b) * h + c) * h + d).to(t)
+        (start, s, p, q), u = self._locate(t)
+        return (start + s * u * (s * u + p * (1 - u)) / (s + (p + q - 2 * s) * u * (1 - u))).to(t)
 
     def beta(self, t: Tensor) -> Tensor:
-        (a, b, c, _), h = self._locate(t.double())
-        return ((3 * a * h + 2 * b) * h + c).to(t)
+        (_, s, p, q), u = self._locate(t)
+        top, bottom = q * u**2 + 2 * s * u * (1 - u) + p * (1 - u) ** 2, s + (p + q - 2 * s) * u * (1 - u)
+        return (len(self.decays) * s**2 * top / bottom**2).to(t)
 
     def time_of_decay(self, decay: Tensor) -> Tensor:
-        target, levels = decay.double(), len(self.decays)
-        nodes = self._cubics[3].to(decay.device)
-        i = (torch.searchsorted(nodes, target.contiguous(), right=True) - 1).clamp(0, levels - 1)
-        a, b, c, d = self._cubics.to(decay.device)[:, i]
-        low, high = torch.zeros_like(target), torch.full_like(target, 1 / levels)
-        h = high / 2
-        for _ in range(60):  # Newton's method that falls back to bisection, so that it cannot leave the interval
-            miss, slope = ((a * h + b) * h + c) * h + d - target, (3 * a * h + 2 * b) * h + c
-            low, high = torch.where(miss < 0, h, low), torch.where(miss > 0, h, high)
-            newton = h - miss / slope
-            moved = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-            if torch.equal(moved, h):
-                break
-            h = moved
-        return (i.double() / levels + h).to(decay)
+        levels, target = len(self.decays), decay.double()
+        i = torch.bucketize(target, self._intervals[0, 1:].to(decay.device), right=True)
+        start, s, p, q = self._at(i)
+        gone = torch.minimum(target - start, s)  # beyond the last level there is no time
+        bend = gone * (p + q - 2 * s)
+        b = s * p - bend
+        root = torch.sqrt((b**2 + 4 * s * gone * (s * (s - p) + bend)).clamp(min=0))
+        return ((i.double() + 2 * s * gone / (b + root)) / levels).to(decay)
 
 
 @dataclass(frozen=True)
