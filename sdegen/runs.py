@@ -13,19 +13,24 @@ writes: it names the new checksum *before* the file is renamed, and beside it th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdegen.files import DamagedFile, locked, readable_size, replacing, sha256, sweep, write_bytes
 from sdegen.provenance import now, provenance
 
-__all__ = ["SCHEMA", "Run"]
+if TYPE_CHECKING:  # torch takes a second to import: only when a model is built
+    from sdegen.data import Dataset
+    from sdegen.models import LatentVariableModel
+
+__all__ = ["SCHEMA", "Run", "describe"]
 
 SCHEMA = 1
 """Version of the folder's layout; another one is refused."""
@@ -159,6 +164,28 @@ class Run:
             raise DamagedFile(f"{path} is damaged: {sizes if found['bytes'] != known['bytes'] else ''}{sums}")
         return path
 
+    def load(self, *, device: str = "cpu", data: bool = True) -> tuple[Dataset, LatentVariableModel]:
+        """The data set and the trained model, with the averaged weights.
+
+        Args:
+            device: where the model goes; the run's own device does not matter.
+            data: False for a placeholder without the data, enough to sample: the data file need not be there any more.
+
+        Raises:
+            FileNotFoundError: there are no weights yet, or the data file has gone.
+            DamagedFile: the weights are not those that were written.
+            ValueError: the data have changed since training.
+        """
+        from sdegen.config import RunConfig, build
+        from sdegen.train import load_weights
+
+        weights, card = self.verified(WEIGHTS), self.manifest["data"]
+        config = replace(RunConfig.from_toml(self.config, self / CONFIG), device=device)
+        dataset, model = build(config, None if data else _placeholder(card))
+        if data and (found := describe(dataset))["sha256"] != card["sha256"]:
+            raise ValueError(f"the data of {self.path} have changed since training: {found['description']}")
+        return dataset, load_weights(weights, model).eval()
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Be the only process that trains in this folder; first tidy up after one that was killed.
@@ -175,6 +202,39 @@ def occupied(path: Path | str) -> bool:
     """Whether something is in the way of a new run."""
     path = Path(path)
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def describe(data: Dataset) -> dict[str, Any]:
+    """What a manifest says about data: enough to recognise them, and to rebuild a model without them."""
+    digest = hashlib.sha256()
+    for part in (data.train, data.test):
+        digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
+        digest.update(part.cpu().contiguous().numpy())
+    return {
+        "name": data.name,
+        "source": data.source,
+        "description": data.describe(),
+        "event_shape": list(data.event_shape),
+        "levels": None if data.bins is None else data.bins.count,
+        "classes": data.classes,
+        "scale": data.scale,
+        "shift": data.shift,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _placeholder(card: Mapping[str, Any]) -> Dataset:
+    """A data set of one grey example, with the shape, levels and classes of the one on the card."""
+    import torch
+
+    from sdegen.bins import Bins
+    from sdegen.data import Dataset
+
+    bins = None if card["levels"] is None else Bins(card["levels"])
+    one = torch.zeros(2, *card["event_shape"]) + (0.0 if bins is None else bins.centers()[0])
+    cond = torch.full((2,), card["classes"] - 1) if card["classes"] else None
+    units = {"scale": card["scale"], "shift": card["shift"], "source": card["source"]}
+    return Dataset(card["name"], one, one, bins, cond, cond, **units)
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -1,0 +1,347 @@
+"""A run in a page of text: what to train on what, how, and from which seed.
+
+    seed = 0
+    [data]
+    name = "digits"
+    [model]
+    name = "vpsde"
+    [network]
+    name = "unet"
+    channels = [24, 48]
+    [train]
+    seconds = 60.0
+
+``data``, ``model`` and ``network`` are things with a name and options. The options of a name are the keyword arguments
+of the function or class that it stands for, read from its signature with types, defaults and docstring: they are
+written down once, where they are used. Nothing in the Python API needs this page; it is for files and the command line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+from jsonargparse import Namespace
+
+from sdegen.parsing import Parser, UsageError, nearest
+
+if TYPE_CHECKING:  # torch takes a second to import: only when something is built
+    import torch
+
+    from sdegen.data import Dataset
+    from sdegen.models import LatentVariableModel
+    from sdegen.train import TrainConfig
+
+__all__ = ["Choice", "RunConfig", "build", "configure", "read_toml"]
+
+DEFAULTS = {"data": "digits", "model": "vpsde", "network": "unet"}
+SECONDS = 60.0  # of training, where neither steps nor seconds are asked for
+GIVEN = {  # parameters that are no options: the name itself, and what build() fills in
+    "data": {"name", "path"},
+    "model": {"data", "network", "classes"},
+    "network": {"event_shape", "outputs", "classes"},
+}
+SHARED = ("seed", "threads")  # said once for the whole run, not again in [train]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A thing by its name, and its options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes.
+
+    Args:
+        data: a data set by name, or a file by its path.
+        model: a recipe of :mod:`sdegen.recipes`.
+        network: a backbone of :mod:`sdegen.networks`; None for models with networks of their own.
+        train: the settings of training, ``seed`` and ``threads`` among them.
+        seed: of the initial weights, batches, noise and dropout.
+        device: cpu, cuda, cuda:1, ...
+        threads: CPU threads.
+    """
+
+    data: Choice
+    model: Choice
+    network: Choice | None
+    train: TrainConfig
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 2
+
+    @classmethod
+    def from_toml(cls, text: str, origin: Path | str = "the configuration") -> RunConfig:
+        """The configuration that :meth:`to_toml` wrote.
+
+        Raises:
+            UsageError: no TOML, an unknown key, a wrong value; with the key's path and what is allowed.
+        """
+        return configure((), _parsed(text, origin), origin=origin)[0]
+
+    def table(self) -> dict[str, Any]:
+        """Keys and values, nested, without those that are None (TOML has no such value)."""
+        train = {f.name: getattr(self.train, f.name) for f in fields(self.train) if f.name not in SHARED}
+        chosen = {name: {"name": choice.name, **choice.options} for name, choice in self.choices.items()}
+        sections = {n: {k: v for k, v in t.items() if v is not None} for n, t in {**chosen, "train": train}.items()}
+        return {"seed": self.seed, "device": self.device, "threads": self.threads, **sections}
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """The sections that name a thing."""
+        found = {"data": self.data, "model": self.model, "network": self.network}
+        return {name: choice for name, choice in found.items() if choice is not None}
+
+    def to_toml(self, *, explained: bool = False) -> str:
+        """The page of text.
+
+        Args:
+            explained: say beside every key what it means, and name the keys that are not set.
+        """
+        table = self.table()
+        keys = [key for key, _ in _flat(table)]
+        meaning = {}
+        if explained:
+            meaning = _meanings({name: choice.name for name, choice in self.choices.items()})
+            keys = sorted(
+                {*keys, *meaning}, key=lambda key: (list(table).index(key.split(".")[0]), [*meaning].index(key))
+            )
+        values, lines, section = dict(_flat(table)), [], ""
+        for key in keys:
+            head, _, name = key.rpartition(".")
+            if head != section:
+                lines += ["", f"[{head}]"]
+                section = head
+            line = f"{name} = {_toml(values[key])}" if key in values else f"# {name} ="
+            lines.append(f"{line:<24}  # {meaning[key]}" if meaning.get(key) else line)
+        return "\n".join(lines) + "\n"
+
+    def differences(self, begun: RunConfig) -> list[str]:
+        """Keys in which a run may not change when it goes on, and does, with both values.
+
+        Args:
+            begun: the configuration it began with.
+        """
+        free = {f"train.{key}" for key in vars(self.train) if key not in self.train.changed(begun.train)}
+        mine, theirs = dict(_flat(self.table())), dict(_flat(begun.table()))
+        changed = [k for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)]
+        return [f"{k} was {theirs.get(k)}, is {mine.get(k)}" for k in changed if k not in {*free, "device", "threads"}]
+
+
+def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, LatentVariableModel]:
+    """The data set and the untrained model that a configuration describes.
+
+    Args:
+        config: the configuration.
+        data: in place of loading it.
+
+    Raises:
+        FileNotFoundError: a data file is missing.
+        ValueError: something does not fit; the message begins with the section.
+    """
+    import torch
+
+    from sdegen.data import load
+    from sdegen.networks import NETWORKS
+    from sdegen.recipes import MODELS
+
+    device = _device(config.device)
+    if data is None:
+        data = load(config.data.name, **config.data.options)
+    parts: dict[str, Any] = {"classes": data.classes if config.train.conditional else 0}
+    if config.network is not None:
+        parts["network"] = partial(NETWORKS[config.network.name], **config.network.options)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)
+        try:
+            model = MODELS[config.model.name](data, **parts, **config.model.options)
+        except (RuntimeError, ArithmeticError) as error:  # torch, of a negative width and the like
+            raise ValueError(f"model or network: {' '.join(str(error).split())}") from error
+    return data, model.to(device)
+
+
+def configure(
+    words: Sequence[str],
+    table: Mapping[str, Any] | None = None,
+    *,
+    origin: Path | str = "the configuration",
+    parser: Parser | None = None,
+) -> tuple[RunConfig, Namespace]:
+    """A configuration from a file's values and the words of a command line, which go first.
+
+    Args:
+        words: such as ``["--model", "ddpm", "--train.steps=200"]``.
+        table: what :func:`read_toml` returned; a section whose name the command line changes is left out.
+        origin: what to call the table in messages.
+        parser: with further options of a command; the settings are added to it.
+
+    Returns:
+        The configuration, and all values of the parser.
+
+    Raises:
+        UsageError: an unknown key or name, with the nearest ones, or a wrong value, with what is allowed.
+    """
+    words = [re.sub(rf"^--({'|'.join(DEFAULTS)})(?==|$)", r"--\1.name", word) for word in words]
+    names, sections = {}, dict(table or {})
+    for section, default in DEFAULTS.items():
+        if section == "network" and _source("data", names["data"]) is _source("data", "moons"):
+            default = "mlp"  # vectors, not images
+        if not isinstance(sections.get(section, {}), Mapping):
+            raise UsageError(f'{origin}: {section} is a table such as [{section}] with name = "{default}"')
+        before = sections.get(section, {}).get("name", default)
+        names[section] = _last(words, f"--{section}.name") or before
+        if names[section] != before:
+            sections.pop(section, None)
+    if "network" not in _parameters("model", names["model"]):
+        del names["network"]
+        if _last(words, "--model.name"):
+            sections.pop("network", None)
+        elif "network" in sections:
+            raise UsageError(f"{origin}: a {names['model']} has networks of its own and no [network]")
+    parser = parser or Parser("train", "[RUN] [options]", "", "")
+    known = _add_settings(parser, names)
+    for key, _ in _flat(sections):
+        if key not in known:
+            raise UsageError(f"{origin}: unknown key {key}{nearest(key, known)}")
+    values = parser.read(words, sections)
+    return _assembled(values, names), values
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Keys and values of a configuration file.
+
+    Raises:
+        UsageError: there is no such file, or it is no TOML; with the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    return _parsed(path.read_text(encoding="utf-8"), path)
+
+
+def _parsed(text: str, origin: Path | str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{origin} is not TOML: {error}") from None
+
+
+def _assembled(values: Namespace, names: Mapping[str, str]) -> RunConfig:
+    from sdegen.train import TrainConfig
+
+    plain = values.as_dict()
+    choices = {n: Choice(plain[n]["name"], {k: v for k, v in plain[n].items() if k != "name"}) for n in names}
+    shared = {key: plain[key] for key in ("seed", "threads")}
+    if plain["train"]["steps"] is None and plain["train"]["seconds"] is None:
+        plain["train"]["seconds"] = SECONDS
+    try:
+        train = TrainConfig(**plain["train"], **shared)
+    except ValueError as error:
+        raise UsageError(f"train.{error}") from None
+    return RunConfig(choices["data"], choices["model"], choices.get("network"), train, device=plain["device"], **shared)
+
+
+def _add_settings(parser: Parser, names: Mapping[str, str]) -> list[str]:
+    """Give a parser the options of every section, and say which keys these are."""
+    from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+    from sdegen.train import TrainConfig
+
+    before = {action.dest for action in parser._actions}
+    group = parser.add_argument_group("what every run has")
+    group.add_argument("--seed", type=NonNegativeInt, default=0, help="of initial weights, batches, noise and dropout")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    group.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads; small networks are slower on many")
+    for section, name in names.items():
+        group = parser.add_argument_group(f"{section} {name}")
+        help = f"{', '.join(_known(section))}{', or a file .h5, .npz, .npy' if section == 'data' else ''}"
+        group.add_argument(f"--{section}.name", default=name, metavar="NAME", help=f"{help}; --{section} for short")
+        kind: Any = _source(section, name)
+        given: Any = GIVEN[section] & {*_parameters(section, name)}
+        add = group.add_class_arguments if inspect.isclass(kind) else group.add_function_arguments
+        add(kind, section, skip=given, as_group=False)
+    group = parser.add_argument_group("training")
+    group.add_class_arguments(TrainConfig, "train", skip=set(SHARED), as_group=False)
+    return [action.dest for action in parser._actions if action.dest not in before]
+
+
+def _meanings(names: Mapping[str, str]) -> dict[str, str]:
+    """What every key means, in one line, in the order of the page."""
+    parser = Parser("train", "", "", "")
+    known = _add_settings(parser, names)
+    return {a.dest: " ".join((a.help or "").split()).rstrip(".") for a in parser._actions if a.dest in known}
+
+
+def _known(section: str) -> list[str]:
+    """The names that a section may have."""
+    from sdegen.data import names
+    from sdegen.networks import NETWORKS
+    from sdegen.recipes import MODELS
+
+    return {"data": names(), "model": list(MODELS), "network": list(NETWORKS)}[section]
+
+
+def _source(section: str, name: str) -> Callable[..., Any]:
+    """The function or class that a name stands for: its signature holds the options."""
+    from sdegen.data import digits, from_file, toy
+    from sdegen.networks import NETWORKS
+    from sdegen.recipes import MODELS
+
+    if section == "data" and name not in _known("data") and (Path(name).suffix or "/" in name):
+        return from_file
+    if name not in _known(section):
+        raise UsageError(f"{section}: there is no {name!r}{nearest(name, _known(section))}")
+    if section == "data":
+        return digits if name == "digits" else toy
+    return {"model": MODELS, "network": NETWORKS}[section][name]
+
+
+def _parameters(section: str, name: str) -> list[str]:
+    return list(inspect.signature(_source(section, name)).parameters)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device: {name!r} cannot be used here ({reason}); cpu always can") from None
+    return device
+
+
+def _last(words: Sequence[str], option: str) -> str | None:
+    """The value that an option has in a command line."""
+    found = [after for word, after in pairwise([*words, ""]) if word == option]
+    found += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return found[-1] if found else None
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _toml(value: Any) -> str:
+    """A value on one line; tomli_w breaks lists."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
