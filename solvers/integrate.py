@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -41,9 +41,17 @@ class Solver(ABC, Generic[S]):
 
     order: int
     nfe_per_step: int
-    stochastic: bool
-    reference: ClassVar[str] = ""
-    grid: ClassVar[str] = "logsnr"
+    stochastic: bool = False
+    reference: str = ""
+    grid: str = "logsnr"
+
+    def declare(self, **facts: Any) -> None:
+        """State order, nfe_per_step, stochastic, reference or grid where they follow from the settings.
+
+        For ``__post_init__``: the dataclass is frozen, and these are no settings of it.
+        """
+        for name, fact in facts.items():
+            object.__setattr__(self, name, fact)
 
     def init(self, problem: Any, x: Tensor, ts: Tensor) -> S:
         """What the first step is given; None for one-step methods."""
@@ -65,38 +73,60 @@ class Solver(ABC, Generic[S]):
             The state at ``s`` and the memory for the next step.
         """
 
+    def observe(self, state: S, lam: Tensor, prediction: Prediction) -> S:
+        """What the method remembers of a step that another one took (:class:`solvers.combine.Warmup`).
+
+        Args:
+            state: memory so far.
+            lam: logsnr / 2 at the start of that step, 0-dim.
+            prediction: what was predicted there.
+        """
+        return state
+
+    def with_tolerance(self, tol: float) -> Solver[S]:
+        """The same method at another tolerance, for methods that control their own steps.
+
+        Raises:
+            ValueError: the method takes fixed steps.
+        """
+        raise ValueError(f"{self} takes fixed steps: give steps, nfe or ts, not tol")
+
     def nfe(self, steps: int) -> int:
         """Calls of ``predict`` that a grid of ``steps`` steps costs; the loop counts what was really spent."""
         return steps * self.nfe_per_step
 
 
 class Counter:
-    """Wraps a function of (x, t), counts its calls and refuses what is no prediction."""
+    """Wraps a function of (x, t), counts its calls and refuses what is no prediction.
 
-    def __init__(self) -> None:
-        self.calls = 0
+    Attributes:
+        calls: calls so far.
+        where: who calls, for the error's text.
+    """
+
+    def __init__(self, where: Callable[[], str]) -> None:
+        self.calls, self.where = 0, where
 
     def __call__(self, function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
         def counted(x: Tensor, t: Tensor) -> Any:
             self.calls += 1
             out = function(x, t if t.ndim == 0 else t.reshape(-1))
-            for name, value in zip(
-                ("x0", "eps") if isinstance(out, Prediction) else ("velocity",), _parts(out), strict=True
-            ):
-                if value.shape != x.shape:
-                    raise ValueError(
-                        f"the predicted {name} has shape {tuple(value.shape)} where the state has {tuple(x.shape)}"
-                    )
+            parts = _parts(out)
+            if any(part.shape != x.shape for part in parts):
+                shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+                raise ValueError(
+                    f"{self.where()}: the prediction has shape {shapes} where the state has {tuple(x.shape)}"
+                )
             return out
 
         return counted
 
 
 def _parts(out: Any) -> tuple[Tensor, ...]:
+    if isinstance(out, Prediction):
+        return out
     if isinstance(out, Tensor):
         return (out,)
-    if isinstance(out, Prediction):
-        return tuple(out)
     raise TypeError(f"a predictor returns Prediction(x0, eps), got {type(out).__name__}")
 
 
@@ -166,20 +196,22 @@ def integrate(
     if end == "denoise" and not isinstance(problem, DiffusionProblem):
         raise ValueError("end='denoise' needs a DiffusionProblem: an ODE predicts no data")
     ts = check_grid(ts, problem.t_min, problem.t_max)
-    counter = Counter()
-    counted = cast("DiffusionProblem", problem.calling(counter))
+    nodes = ts.unbind()
+    i = 0
+    counter = Counter(lambda: f"{solver}: step {i + 1}, t = {float(ts[min(i, len(ts) - 2)]):.6g}")
+    counted = cast("DiffusionProblem", problem.calling(counter).at(nodes))
     noise = noise or _silent
     start, xs = x, [x]
 
     state = solver.init(counted, x, ts)
-    for i, (t, s) in enumerate(pairwise(ts)):
+    for i, (t, s) in enumerate(pairwise(nodes)):
         x, state = solver.step(counted, x, t, s, state, noise)
         if save == "all":
             xs.append(x)
         if callback is not None:
             callback(i, s, x)
     if end == "denoise":
-        x = counted.predict(x, ts[-1]).x0
+        x = counted.predict(x, nodes[-1]).x0
 
     if not bool(x.isfinite().all()):
         _find_culprit(solver, problem, start, ts, noise)
@@ -209,9 +241,10 @@ def _find_culprit(solver: Solver[Any], problem: Problem, x: Tensor, ts: Tensor, 
         return call
 
     check("the initial state", ts[0], x)
-    problem = cast("DiffusionProblem", problem.calling(watched))
+    nodes = ts.unbind()
+    problem = cast("DiffusionProblem", problem.calling(watched).at(nodes))
     state = solver.init(problem, x, ts)
-    for step, (t, s) in enumerate(pairwise(ts), start=1):
+    for step, (t, s) in enumerate(pairwise(nodes), start=1):
         x, state = solver.step(problem, x, t, s, state, noise)
         check(f"the state after step {step}", s, x)
     raise FloatingPointError(f"{solver}: the predicted data at t = {float(ts[-1]):.6g} is not finite")

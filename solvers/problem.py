@@ -11,21 +11,28 @@ Score, velocity and every drift are linear in that pair:
     score     = -eps / sigma
     velocity  = f x + g^2 / (2 sigma) eps                                      (probability-flow ODE, eta = 0)
     drift     = f x - (1 + eta^2) / 2 g^2 score,    diffusion = eta g         (the reverse family, eta = 1: reverse SDE)
+    drift     = f x - (1 - eta^2) / 2 g^2 score,    diffusion = eta g         (the same family run from data to noise)
 
 with ``f = d log alpha / dt`` and ``g^2 = -sigma^2 d logsnr / dt`` for *every* Gaussian path (Song et al. 2021,
 arXiv:2011.13456, eq. 13 and appendix D; Kingma et al. 2021, arXiv:2107.00630, eq. 9). Nothing here knows a network: a
 solver needs a function and a path, and both may come from anywhere.
+
+Times and coefficients are 0-dim float64 CPU tensors, states keep their dtype and device. A step is *linear* in the
+state, the predictions and the noises, and :func:`mix` is that linear combination: the one place where a coefficient
+meets a state. :class:`Nodes` computes what a path says at the nodes of a grid once for all, so that a step can ask for
+``path.alpha(s)`` as its paper does and pay for a look-up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-__all__ = ["ODE", "SDE", "DiffusionProblem", "Path", "Predict", "Prediction", "Problem", "expand"]
+__all__ = ["ODE", "SDE", "DiffusionProblem", "Nodes", "Path", "Predict", "Prediction", "Problem", "expand", "mix"]
 
 
 class Prediction(NamedTuple):
@@ -97,6 +104,82 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
     return c if c.ndim == 0 else c.reshape(-1, *(1,) * (x.ndim - 1)).to(x)
 
 
+def mix(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """The linear combination c_1 x_1 + c_2 x_2 + ..., in the dtype and on the device of the states.
+
+    One fused kernel for every term after the first.
+
+    Args:
+        terms: pairs (coefficient, state); a coefficient is a number, 0-dim, (B,) or (B, 1, ..., 1).
+
+    >>> mix((2.0, torch.ones(2)), (torch.tensor(0.5).double(), torch.ones(2)))
+    tensor([2.5000, 2.5000])
+    """
+    (c, x), *rest = terms
+    out = x if isinstance(c, float) and c == 1.0 else _number(c, x) * x
+    for c, x in rest:
+        c = _number(c, x)
+        out = c * x + out if isinstance(c, Tensor) else torch.add(out, x, alpha=c)
+    return out
+
+
+def _number(c: Tensor | float, x: Tensor) -> Tensor | float:
+    """A number where that is all the coefficient is; a tensor where it differs among samples or is being learned."""
+    return expand(c, x).to(x) if isinstance(c, Tensor) and (c.ndim > 0 or c.requires_grad) else float(c)
+
+
+class _At(NamedTuple):
+    """What a path says at one node."""
+
+    alpha: Tensor
+    sigma: Tensor
+    logsnr: Tensor
+    f: Tensor
+    g2: Tensor
+
+
+class Nodes:
+    """A path with its values at the nodes of a grid looked up in place of computed.
+
+    The keys are the node objects themselves: a step that asks for ``alpha(s)`` with the ``s`` it was handed is answered
+    from the table, and any other time is passed on to the path.
+
+    Args:
+        path: the path.
+        nodes: 0-dim float64 tensors.
+    """
+
+    def __init__(self, path: Path, nodes: Sequence[Tensor]) -> None:
+        ts = torch.stack(list(nodes))
+        columns = (path.alpha(ts), path.sigma(ts), path.logsnr(ts), path.f(ts), path.g2(ts))
+        self.path, self.t_min, self.t_max = path, path.t_min, path.t_max
+        self._nodes = nodes  # keeps them alive, so that no other tensor can have the id of one
+        self._table = dict(zip(map(id, nodes), map(_At._make, zip(*columns, strict=True)), strict=True))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        at = self._table.get(id(t))
+        return self.path.alpha(t) if at is None else at.alpha
+
+    def sigma(self, t: Tensor) -> Tensor:
+        at = self._table.get(id(t))
+        return self.path.sigma(t) if at is None else at.sigma
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        at = self._table.get(id(t))
+        return self.path.logsnr(t) if at is None else at.logsnr
+
+    def f(self, t: Tensor) -> Tensor:
+        at = self._table.get(id(t))
+        return self.path.f(t) if at is None else at.f
+
+    def g2(self, t: Tensor) -> Tensor:
+        at = self._table.get(id(t))
+        return self.path.g2(t) if at is None else at.g2
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return self.path.time(logsnr)
+
+
 @dataclass(frozen=True)
 class ODE:
     """Any ordinary differential equation dx/dt = velocity(x, t) on ``[t_min, t_max]``.
@@ -112,6 +195,10 @@ class ODE:
     def calling(self, wrap: Callable[[Callable[[Tensor, Tensor], Tensor]], Callable[[Tensor, Tensor], Tensor]]) -> ODE:
         """The same equation with its function wrapped, as the loop does to count calls."""
         return ODE(wrap(self.velocity), self.t_min, self.t_max)
+
+    def at(self, nodes: Sequence[Tensor]) -> ODE:
+        """The same equation: it has no coefficients that could be looked up."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -146,6 +233,10 @@ class DiffusionProblem:
         """The same problem with ``predict`` wrapped: guidance, thresholding, counting."""
         return DiffusionProblem(self.path, wrap(self.predict))
 
+    def at(self, nodes: Sequence[Tensor]) -> DiffusionProblem:
+        """The same problem with the path's coefficients at the nodes of a grid computed at once; see :class:`Nodes`."""
+        return DiffusionProblem(Nodes(self.path, nodes), self.predict)
+
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """Gradient of log q(z_t): -eps / sigma, shape of ``x``."""
         return self.predict(x, t).eps / -expand(self.path.sigma(t), x)
@@ -157,18 +248,23 @@ class DiffusionProblem:
         """
         return self.sde(eta=0.0).drift(x, t)
 
-    def sde(self, eta: float = 1.0) -> SDE:
-        """The reverse family dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dW, run from t = 1 to t = 0.
+    def sde(self, eta: float = 1.0, *, encode: bool = False) -> SDE:
+        """The family dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dW, run from t = 1 to t = 0.
 
         Every member has the marginals of the forward process; eta = 0 is the probability-flow ODE and eta = 1 the
-        reverse SDE of Anderson (1982).
+        reverse SDE of Anderson (1982). Run from data to noise, the score's factor is (1 - eta^2) / 2: at eta = 1 that
+        is the forward process itself.
+
+        Args:
+            eta: amount of noise, >= 0.
+            encode: the member that is run from t = 0 to t = 1.
 
         Reference: Song et al. 2021, arXiv:2011.13456, eqs. 6 and 13; Zhang and Chen 2022, arXiv:2204.13902, eq. 4.
         """
+        share = (1 - eta**2 if encode else 1 + eta**2) / 2
 
         def drift(x: Tensor, t: Tensor) -> Tensor:
-            f, c = self.path.f(t), (1 + eta**2) * self.path.g2(t) / (2 * self.path.sigma(t))
-            return expand(f, x) * x + expand(c, x) * self.predict(x, t).eps
+            return mix((self.path.f(t), x), (share * self.path.g2(t) / self.path.sigma(t), self.predict(x, t).eps))
 
         return SDE(drift, lambda t: eta * self.path.g2(t).sqrt())
 
@@ -184,8 +280,9 @@ class DiffusionProblem:
         old = self.path
 
         def predict(x: Tensor, t: Tensor) -> Prediction:
-            u = old.time(path.logsnr(t))
-            return self.predict(x * expand(old.alpha(u) / path.alpha(t), x), u)
+            # The inverse is exact to rounding only, and nothing may be asked outside the range.
+            u = old.time(path.logsnr(t)).clamp(old.t_min, old.t_max)
+            return self.predict(mix((old.alpha(u) / path.alpha(t), x)), u)
 
         return DiffusionProblem(path, predict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +49,7 @@ def resolve(solver: str | Solver[Any]) -> Solver[Any]:
     made = made() if isinstance(made, type) else made
     if not isinstance(made, Solver):
         raise ValueError(f"{solver!r} is a {type(made).__name__}, not a solvers.Solver")
-    return made
+    return cast("Solver[Any]", made)
 
 
 def _grid(grid: str | Grid) -> Grid:
@@ -134,10 +133,7 @@ def solve(
     if tol is not None:
         if not tol > 0:
             raise ValueError(f"tol is positive, got {tol}")
-        if not hasattr(method, "rtol"):
-            raise ValueError(f"{method} takes fixed steps: give steps, nfe or ts, not tol")
-        method = dataclasses.replace(cast(Any, method), rtol=tol, atol=tol)
-        steps = 1
+        method, steps = method.with_tolerance(tol), 1
     if nfe is not None:
         steps = steps_within(method, nfe - (end == "denoise"))
     if ts is None:

@@ -1,0 +1,239 @@
+"""Coordinates: the same problem on another curve and in another clock.
+
+A Gaussian path is a *curve* in the (alpha, sigma) plane run through at the speed of a *clock* ``logsnr(t)``. Neither
+changes what is sampled: at equal logsnr the states of two paths differ by the factor ``alpha' / alpha``, and ``x0`` and
+``eps`` do not differ at all. What they change is how well a solver that does not know the linear part of the equation
+(Euler, Heun, any Runge-Kutta method, any black box) approximates it, and that can be a factor of two in network calls.
+
+    curve     constraint               clock       time
+    Circle    alpha^2 + sigma^2 = 1    LAM         -logsnr / 2
+    Chord     alpha + sigma = 1        SIGMA_HAT   sigma / alpha
+    Ray       alpha = 1                FLOW_TIME   sigma / (alpha + sigma)
+    Tangent   sigma = 1                            or any path's own
+
+"The EDM sampler" is Heun on the ray in the clock sigma / alpha, a flow sampler is Euler on the chord in flow time, and
+a black box is at its best where the state and the drift stay of order one: on the circle, in lam.
+
+Reference: Karras et al. 2022, arXiv:2206.00364, section 3; Kingma et al. 2021, arXiv:2107.00630, section 5.1.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from solvers.problem import Path
+
+__all__ = [
+    "EDM",
+    "FLOW",
+    "FLOW_TIME",
+    "LAM",
+    "SIGMA_HAT",
+    "VP_LAM",
+    "Chord",
+    "Circle",
+    "Clock",
+    "Coordinates",
+    "Curve",
+    "Ray",
+    "Tangent",
+]
+
+
+class Curve(ABC):
+    """A curve in the (alpha, sigma) plane that meets every signal-to-noise ratio once, parametrised by logsnr."""
+
+    @abstractmethod
+    def alpha(self, logsnr: Tensor) -> Tensor:
+        """Signal scale."""
+
+    @abstractmethod
+    def sigma(self, logsnr: Tensor) -> Tensor:
+        """Noise scale, alpha exp(-logsnr / 2), in a form that keeps its digits where sigma is near 1."""
+
+    @abstractmethod
+    def slope(self, logsnr: Tensor) -> Tensor:
+        """d log alpha / d logsnr, between 0 (ray) and 1/2 (tangent)."""
+
+
+@dataclass(frozen=True)
+class Circle(Curve):
+    """Variance preserving: alpha^2 + sigma^2 = 1."""
+
+    def alpha(self, logsnr: Tensor) -> Tensor:
+        return logsnr.sigmoid().sqrt()
+
+    def sigma(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr).sigmoid().sqrt()
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr).sigmoid() / 2
+
+
+@dataclass(frozen=True)
+class Chord(Curve):
+    """Straight line between data and noise: alpha + sigma = 1."""
+
+    def alpha(self, logsnr: Tensor) -> Tensor:
+        return (logsnr / 2).sigmoid()
+
+    def sigma(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / 2).sigmoid()
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / 2).sigmoid() / 2
+
+
+@dataclass(frozen=True)
+class Ray(Curve):
+    """Variance exploding: alpha = 1."""
+
+    def alpha(self, logsnr: Tensor) -> Tensor:
+        return torch.ones_like(logsnr)
+
+    def sigma(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr / 2).exp()
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        return torch.zeros_like(logsnr)
+
+
+@dataclass(frozen=True)
+class Tangent(Curve):
+    """Noise of unit scale: sigma = 1, the state x / sigma."""
+
+    def alpha(self, logsnr: Tensor) -> Tensor:
+        return (logsnr / 2).exp()
+
+    def sigma(self, logsnr: Tensor) -> Tensor:
+        return torch.ones_like(logsnr)
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        return torch.full_like(logsnr, 0.5)
+
+
+class Clock(Protocol):
+    """A strictly falling function logsnr(t); every method keeps the shape and dtype of its argument."""
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """logsnr at time t."""
+        ...
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        """d logsnr / dt, negative."""
+        ...
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The inverse of :meth:`logsnr`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Lam:
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * t
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -2.0)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return -0.5 * logsnr
+
+
+@dataclass(frozen=True)
+class _SigmaHat:
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -2 * t.log()
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        return -2 / t
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return (-0.5 * logsnr).exp()
+
+
+@dataclass(frozen=True)
+class _FlowTime:
+    def logsnr(self, t: Tensor) -> Tensor:
+        return 2 * ((-t).log1p() - t.log())
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        return -2 / (t * (1 - t))
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return (-0.5 * logsnr).sigmoid()
+
+
+@dataclass(frozen=True)
+class OwnClock:
+    """The clock of a path."""
+
+    path: Path
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return self.path.logsnr(t)
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        return -self.path.g2(t) / self.path.sigma(t) ** 2
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return self.path.time(logsnr)
+
+
+LAM: Clock = _Lam()
+SIGMA_HAT: Clock = _SigmaHat()
+FLOW_TIME: Clock = _FlowTime()
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A curve run through by a clock: a :class:`~solvers.problem.Path` without a range of its own.
+
+    >>> t = torch.tensor([0.25, 0.75]).double()
+    >>> EDM.sigma(t), FLOW.alpha(t)
+    (tensor([0.2500, 0.7500], dtype=torch.float64), tensor([0.7500, 0.2500], dtype=torch.float64))
+    """
+
+    curve: Curve
+    clock: Clock
+    t_min: float = -math.inf
+    t_max: float = math.inf
+
+    def over(self, path: Path) -> Coordinates:
+        """The same coordinates on the range of logsnr in which ``path`` is used."""
+        ends = self.clock.time(path.logsnr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64)))
+        return replace(self, t_min=float(ends[0]), t_max=float(ends[1]))
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return self.clock.logsnr(t)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return self.clock.time(logsnr)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.curve.alpha(self.clock.logsnr(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.curve.sigma(self.clock.logsnr(t))
+
+    def f(self, t: Tensor) -> Tensor:
+        return self.curve.slope(self.clock.logsnr(t)) * self.clock.dlogsnr(t)
+
+    def g2(self, t: Tensor) -> Tensor:
+        return -(self.sigma(t) ** 2) * self.clock.dlogsnr(t)
+
+
+EDM = Coordinates(Ray(), SIGMA_HAT)
+"""alpha = 1, sigma = t: where Karras et al. 2022 integrate."""
+
+FLOW = Coordinates(Chord(), FLOW_TIME)
+"""alpha = 1 - t, sigma = t: flow matching and rectified flow."""
+
+VP_LAM = Coordinates(Circle(), LAM)
+"""The circle in the clock lam: state and drift of order one everywhere."""

@@ -1,0 +1,250 @@
+"""Black boxes: torchdiffeq, scipy and torchsde behind the one interface, with their quirks kept inside.
+
+What each library does that its caller has to know, and what the adapter does about it:
+
+torchdiffeq
+    casts the time to the dtype of the state (near t = 0 a float32 time is wrong in its first digits): the state is
+    float64 inside and goes back to its own dtype for ``predict`` and at the end; steps beyond the end of the interval
+    and interpolates back: ``step_t`` holds it at the end, and times are clamped to the interval; measures the error
+    over the whole batch, so that an adaptive solve of a sample depends on its company.
+scipy
+    lives on the CPU in float64 with flat states: the batch is one system, with one step size.
+torchsde
+    needs states (B, d), increasing time and a Brownian motion object: the equation is integrated in the clock lam,
+    where our own Brownian motion lives, and it is handed in; evaluates the drift once for its looks and again for its
+    value: equal questions inside one step are asked once; draws from the global random state in its checks: it is put
+    back.
+
+An adaptive method ignores how many steps the grid has and goes from node to node; ``solve(..., tol=1e-6)`` gives it a
+single interval. Its order is 0: it converges with the tolerance.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers.curves import VP_LAM
+from solvers.integrate import Solver
+from solvers.noise import Noise
+from solvers.problem import DiffusionProblem, Problem, mix
+
+__all__ = ["ScipyODE", "TorchDiffEq", "TorchSDE"]
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def _library(name: str) -> Any:
+    """Imported when it is first used, and untyped as it is."""
+    return importlib.import_module(name)
+
+
+def _inside(t: Tensor | float, a: float, b: float) -> Tensor:
+    """The time as the problem wants it, 0-dim float64 on the CPU, held in the interval of the step."""
+    return torch.as_tensor(t).to("cpu", torch.float64).clamp(min(a, b), max(a, b))
+
+
+def _check(kind: str, method: str, known: Any) -> None:
+    if method not in known:
+        raise ValueError(f"{kind} has no method {method!r}; there are: {', '.join(sorted(known))}")
+
+
+def _check_tolerance(rtol: float, atol: float) -> None:
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"tolerances are positive, got rtol={rtol} and atol={atol}")
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(Solver[None]):
+    """The probability-flow ODE, or any other, by ``torchdiffeq.odeint``, differentiable.
+
+    Order and evaluations per step are those of the fixed-step method, both 0 for an adaptive one; noise none.
+
+    Args:
+        method: adaptive ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun") or fixed-step ("euler", "midpoint",
+            "heun2", "heun3", "rk4": the 3/8 rule), one step for each step of the grid.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+
+    Reference: Chen et al. 2018, arXiv:1806.07366; https://github.com/rtqichen/torchdiffeq.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    FIXED: ClassVar[dict[str, tuple[int, int]]] = {  # order, evaluations
+        "euler": (1, 1),
+        "midpoint": (2, 2),
+        "heun2": (2, 2),
+        "heun3": (3, 3),
+        "rk4": (4, 4),
+    }
+    ADAPTIVE: ClassVar[tuple[str, ...]] = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")
+    reference = "Chen et al. 2018, arXiv:1806.07366 (torchdiffeq)"
+
+    def __post_init__(self) -> None:
+        _check("torchdiffeq", self.method, {*self.FIXED, *self.ADAPTIVE})
+        _check_tolerance(self.rtol, self.atol)
+        order, nfe = self.FIXED.get(self.method, (0, 0))
+        self.declare(order=order, nfe_per_step=nfe)
+
+    def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
+        a, b = float(t), float(s)
+
+        def velocity(time: Tensor, y: Tensor) -> Tensor:
+            return problem.velocity(y.to(x.dtype), _inside(time, a, b)).to(y.dtype)
+
+        ends = torch.stack([t, s]).to(x.device)
+        options = {"step_t": ends[1:]} if self.order == 0 else {}
+        path = _library("torchdiffeq").odeint(
+            velocity, x.double(), ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+        )
+        return path[-1].to(x.dtype), state
+
+    def with_tolerance(self, tol: float) -> Solver[None]:
+        return super().with_tolerance(tol) if self.order else replace(self, rtol=tol, atol=tol)
+
+
+@dataclass(frozen=True)
+class ScipyODE(Solver[None]):
+    """The probability-flow ODE, or any other, by ``scipy.integrate.solve_ivp``; not differentiable.
+
+    Adaptive: order and evaluations per step 0; noise none.
+
+    Args:
+        method: "RK23", "RK45", "DOP853", "Radau", "BDF" or "LSODA".
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+
+    Reference: Virtanen et al. 2020, doi:10.1038/s41592-019-0686-2; Song et al. 2021, arXiv:2011.13456, section 4.3.
+    """
+
+    method: str = "RK45"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    METHODS: ClassVar[tuple[str, ...]] = ("BDF", "DOP853", "LSODA", "RK23", "RK45", "Radau")
+    order = 0
+    nfe_per_step = 0
+    reference = "Virtanen et al. 2020, doi:10.1038/s41592-019-0686-2 (scipy)"
+
+    def __post_init__(self) -> None:
+        _check("scipy", self.method, self.METHODS)
+        _check_tolerance(self.rtol, self.atol)
+
+    def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
+        a, b = float(t), float(s)
+
+        def velocity(time: float, y: np.ndarray) -> np.ndarray:
+            v = problem.velocity(torch.as_tensor(y).reshape(x.shape).to(x), _inside(time, a, b))
+            return v.detach().to("cpu", torch.float64).reshape(-1).numpy()
+
+        start = x.detach().to("cpu", torch.float64).reshape(-1).numpy()
+        # t_eval keeps scipy from storing every step it takes.
+        ivp = _library("scipy.integrate").solve_ivp
+        done = ivp(velocity, (a, b), start, method=self.method, t_eval=[b], rtol=self.rtol, atol=self.atol)
+        if not done.success:
+            raise ValueError(f"{self} gave up between t = {a:.6g} and {b:.6g}: {done.message}")
+        return torch.as_tensor(done.y[:, -1]).reshape(x.shape).to(x), state
+
+    def with_tolerance(self, tol: float) -> Solver[None]:
+        return replace(self, rtol=tol, atol=tol)
+
+
+class _Increments:
+    """Our Brownian motion as torchsde asks for one: increments over an interval of its time, flat."""
+
+    levy_area_approximation = "none"
+
+    def __init__(self, noise: Noise, like: Tensor, sign: float) -> None:
+        self.noise, self.sign = noise, sign
+        self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        z = self.noise(self.sign * a, self.sign * b).reshape(self.shape)
+        return mix(((b - a).sqrt(), z))
+
+
+class _Equation:
+    """An SDE with additive noise as torchsde asks for one; equal questions inside a step are answered once."""
+
+    noise_type = "additive"
+
+    def __init__(self, kind: str, drift: Velocity, diffusion: Callable[[Tensor], Tensor]) -> None:
+        self.sde_type, self.drift, self.diffusion = kind, drift, diffusion
+        self.asked: list[tuple[float, Tensor, Tensor]] = []
+
+    def f(self, time: Tensor, y: Tensor) -> Tensor:
+        for at, state, answer in self.asked:
+            if at == float(time) and state is y:
+                return answer
+        self.asked.append((float(time), y, self.drift(y, time)))
+        return self.asked[-1][2]
+
+    def g_prod(self, time: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return mix((self.diffusion(time), v))
+
+
+@dataclass(frozen=True)
+class TorchSDE(Solver[None]):
+    """The reverse SDE by ``torchsde.sdeint``, on the circle in the clock lam, driven by the shared Brownian motion.
+
+    dx = drift dlam + sqrt(2) eta sigma dW(lam); one step of the library's method for each step of the grid.
+
+    Weak order 1 with 1 evaluation per step (euler, milstein: the noise is additive), weak order 2 with 2 evaluations
+    (heun, midpoint); strong order 1; noise white.
+
+    Args:
+        method: "euler", "milstein", "heun" or "midpoint".
+        eta: amount of noise, > 0; 1 is the reverse SDE.
+
+    Reference: Li et al. 2020, arXiv:2001.01328; Kidger et al. 2021, arXiv:2105.13493;
+    https://github.com/google-research/torchsde.
+    """
+
+    method: str = "euler"
+    eta: float = 1.0
+
+    METHODS: ClassVar[dict[str, tuple[str, int]]] = {  # calculus, order = evaluations
+        "euler": ("ito", 1),
+        "milstein": ("ito", 1),
+        "heun": ("stratonovich", 2),
+        "midpoint": ("stratonovich", 2),
+    }
+    stochastic = True
+    reference = "Li et al. 2020, arXiv:2001.01328 (torchsde)"
+
+    def __post_init__(self) -> None:
+        _check("torchsde (with additive noise)", self.method, self.METHODS)
+        if not self.eta > 0:
+            raise ValueError(f"eta is positive (use an ODE solver without noise), got {self.eta}")
+        order = self.METHODS[self.method][1]
+        self.declare(order=order, nfe_per_step=order)
+
+    def step(
+        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        path, shape = problem.path, x.shape
+        lam_t, lam_s = path.logsnr(t) / 2, path.logsnr(s) / 2
+        # torchsde's time grows: it is lam on the way to the data, and VP_LAM's own time, -lam, on the way back.
+        sign = 1.0 if lam_s > lam_t else -1.0
+        a, b = sign * lam_t, sign * lam_s
+        sde = problem.rescaled(VP_LAM).sde(self.eta, encode=sign < 0)
+
+        def drift(y: Tensor, time: Tensor) -> Tensor:
+            return -sign * sde.drift(y.reshape(shape), -sign * time).reshape(y.shape)
+
+        equation = _Equation(self.METHODS[self.method][0], drift, lambda time: sde.diffusion(-sign * time))
+        start = mix((VP_LAM.alpha(-lam_t) / path.alpha(t), x)).reshape(len(x), -1)
+        with _library("torch.random").fork_rng([x.device] if x.is_cuda else []):
+            # A step longer than the interval is cut at its end; one of its length could miss it by rounding.
+            bm, dt = _Increments(noise, start, sign), 2 * float(b - a)
+            ys = _library("torchsde").sdeint(equation, start, torch.stack([a, b]), bm=bm, method=self.method, dt=dt)
+        return mix((path.alpha(s) / VP_LAM.alpha(-lam_s), ys[-1].reshape(shape))), state
