@@ -120,6 +120,12 @@ class Oracle(ABC):
         """E[x0 | z_t], shape (B, *event)."""
         return self.posterior(z, *_levels(path, t)).x0
 
+    def _checked(self, z: Tensor) -> Tensor:
+        """``z`` in float64, if its shape is (B, *event)."""
+        shape = ", ".join(map(str, self.event_shape))
+        require(z.shape[1:] == self.event_shape, f"z must be (B, {shape}), got {tuple(z.shape)}")
+        return z.double()
+
     def score(self, z: Tensor, path: Path, t: Tensor | float) -> Tensor:
         """Gradient of log q(z_t) = -E[eps | z_t] / sigma, shape (B, *event)."""
         alpha, sigma = _levels(path, t)
@@ -200,7 +206,7 @@ class MixtureOracle(Oracle):
     def _components(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """log w_k N_k(z) (B, K); r and v of the module's text (B or 1, K, D); alpha and sigma (B or 1, 1, 1)."""
         a, s = (c.to(z.device).double().reshape(-1, 1, 1) for c in (alpha, sigma))
-        r = self._rotate(z.double().reshape(len(z), 1, -1) - a * self.means.to(z.device), inverse=True)
+        r = self._rotate(self._checked(z).reshape(len(z), 1, -1) - a * self.means.to(z.device), inverse=True)
         v = a**2 * self._variances.to(z.device) + s**2
         log_normal = -0.5 * (r**2 / v + torch.log(2 * math.pi * v)).sum(-1)
         return self.weights.log().to(z.device) + log_normal, r, v, a, s
@@ -262,7 +268,7 @@ class PixelOracle(Oracle):
 
     def log_prob(self, x: Tensor) -> Tensor:
         spacing = self.values.sort().values.diff().min() if len(self.values) > 1 else torch.tensor(1.0)
-        here = (x.double()[..., None] - self.values.to(x.device)).abs() < 1e-3 * spacing
+        here = (self._checked(x)[..., None] - self.values.to(x.device)).abs() < 1e-3 * spacing
         return self._logits(x.device).where(here, -math.inf).logsumexp(-1).flatten(1).sum(1)
 
     def log_prob_t(self, z: Tensor, path: Path, t: Tensor | float) -> Tensor:
@@ -284,7 +290,7 @@ class PixelOracle(Oracle):
 
     def _joint(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """log p(v) N(z; alpha v, sigma^2) and the noise (z - alpha v) / sigma it would take, (B, *event, V)."""
-        x = z.double()[..., None]
+        x = self._checked(z)[..., None]
         a, s = (expand(c.double(), x) for c in (alpha, sigma))
         noise = (x - a * self.values.to(z.device)) / s
         return self._logits(z.device) - 0.5 * noise**2 - torch.log(s) - 0.5 * math.log(2 * math.pi), noise

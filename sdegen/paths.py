@@ -279,7 +279,7 @@ class GaussianPath:
         coef_z = (alpha_s / alpha_t)(1 - c),  coef_x0 = alpha_s c,  std = sigma_s sqrt(c),
         with c = 1 - exp(logsnr_t - logsnr_s).
 
-        Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 6-7; Kingma et al. 2021, arXiv:2107.00630, eq. 25.
+        Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 6-7; Kingma et al. 2021, arXiv:2107.00630, appendix A.
         """
         gap = self.logsnr(t) - self.logsnr(s)
         c = -torch.expm1(gap)
@@ -317,7 +317,7 @@ def VE(
 ) -> GaussianPath:
     """Variance-exploding path, alpha = 1, with sigma(t) geometric from ``sigma_min`` to ``sigma_max`` (linear logsnr).
 
-    Reference: Song et al. 2021, arXiv:2011.13456, eq. 31.
+    Reference: Song et al. 2021, arXiv:2011.13456, appendix C.
     """
     ok = 0 < sigma_min < sigma_max < math.inf
     require(ok, f"VE needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

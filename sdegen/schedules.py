@@ -80,7 +80,7 @@ class Schedule(ABC):
 class LinearLogSNR(Schedule):
     """logsnr falls linearly from ``max`` at t = 0 to ``min`` at t = 1: the schedule of variational diffusion models.
 
-    Reference: Kingma et al. 2021, arXiv:2107.00630, appendix H (learned end points start at 13.3 and -5).
+    Reference: Kingma et al. 2021, arXiv:2107.00630 (who learn the end points).
     """
 
     max: float = 13.3
@@ -140,7 +140,7 @@ class Cosine(Schedule):
 class StraightLine(Schedule):
     """logsnr = 2 log((1 - t) / t): sigma = t on the flow curve.
 
-    Reference: Lipman et al. 2023, arXiv:2210.02747, eq. 20 with sigma_min = 0; Liu et al. 2023, arXiv:2209.03003.
+    Reference: Lipman et al. 2023, arXiv:2210.02747, section 4.1, example II, with sigma_min = 0; Liu et al. 2023, arXiv:2209.03003.
     """
 
     @property
@@ -245,7 +245,7 @@ class LinearBeta(_Decay):
     The default t_min = 1e-3 (logsnr 9.1) suits sampling and data of a few grey levels; the likelihood of 8-bit images
     needs 1e-5 (logsnr 13.8).
 
-    Reference: Song et al. 2021, arXiv:2011.13456, eq. 32 and appendix C.
+    Reference: Song et al. 2021, arXiv:2011.13456, appendices B and C.
     """
 
     beta_min: float = 0.1
@@ -287,7 +287,7 @@ class Table(_Decay):
     Raises:
         ValueError: if there are fewer than two levels, or they do not rise strictly.
 
-    Reference: Gregory and Delbourgo 1982, doi:10.1093/imanum/2.2.123; Durkan et al. 2019, arXiv:1906.04032, eqs. 4-8.
+    Reference: Gregory and Delbourgo 1982, doi:10.1093/imanum/2.2.123; Durkan et al. 2019, arXiv:1906.04032, section 3.1.
     """
 
     decays: tuple[float, ...]
@@ -351,7 +351,7 @@ class SameAlpha(Schedule):
 
     With u the VP logsnr, logsnr = 2 u + log(1 + exp(-u)).
 
-    Reference: Song et al. 2021, arXiv:2011.13456, eqs. 14 and 29.
+    Reference: Song et al. 2021, arXiv:2011.13456, appendix B.
     """
 
     vp: Schedule = field(default_factory=LinearBeta)

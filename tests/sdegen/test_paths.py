@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -32,6 +33,8 @@ from sdegen.paths import (
 )
 from solvers import Path
 
+Real = Any  # mpmath has no types
+
 HO_BETAS = np.linspace(1e-4, 0.02, 1000)
 
 
@@ -56,21 +59,21 @@ def times(path: GaussianPath, count: int = 41, dtype: torch.dtype = torch.float6
 class Textbook:
     """(alpha, sigma) as its paper writes it, evaluated without a thought of rounding but in 60 digits."""
 
-    alpha: Callable[[mpmath.mpf], mpmath.mpf]
-    sigma: Callable[[mpmath.mpf], mpmath.mpf]
+    alpha: Callable[[Real], Real]
+    sigma: Callable[[Real], Real]
 
 
-def _vp(alpha_bar: Callable[[mpmath.mpf], mpmath.mpf]) -> Textbook:
+def _vp(alpha_bar: Callable[[Real], Real]) -> Textbook:
     return Textbook(lambda t: mpmath.sqrt(alpha_bar(t)), lambda t: mpmath.sqrt(1 - alpha_bar(t)))
 
 
-def _linear_beta(t: mpmath.mpf) -> mpmath.mpf:
+def _linear_beta(t: Real) -> Real:
     low, high = mpmath.mpf(0.1), mpmath.mpf(20.0)
     return mpmath.exp(-(low * t + (high - low) * t**2 / 2))
 
 
-def _jabri(t: mpmath.mpf) -> mpmath.mpf:
-    def sigmoid(u: mpmath.mpf) -> mpmath.mpf:
+def _jabri(t: Real) -> Real:
+    def sigmoid(u: Real) -> Real:
         return 1 / (1 + mpmath.exp(-u))
 
     return (sigmoid(mpmath.mpf(3)) - sigmoid(6 * t - 3)) / (sigmoid(mpmath.mpf(3)) - sigmoid(mpmath.mpf(-3)))
@@ -213,7 +216,7 @@ def test_linear_beta_has_the_f_and_g2_of_its_paper() -> None:
     torch.testing.assert_close(VP().f(t), -beta / 2, rtol=1e-13, atol=0)
     torch.testing.assert_close(VP().g2(t), beta, rtol=1e-13, atol=0)
     decay = 0.1 * t + 19.9 * t**2 / 2
-    torch.testing.assert_close(SubVP().g2(t), beta * -torch.expm1(-2 * decay), rtol=1e-12, atol=0)  # Song, eq. 14
+    torch.testing.assert_close(SubVP().g2(t), beta * -torch.expm1(-2 * decay), rtol=1e-12, atol=0)
 
 
 def test_shifted_cosine_moves_logsnr_only() -> None:
@@ -309,6 +312,15 @@ def test_floats_are_float64_and_tensors_keep_shape_and_dtype(path: GaussianPath)
             assert (method(t).shape, method(t).dtype) == (t.shape, dtype)
             torch.testing.assert_close(method(t)[0, 0].double(), value, rtol=1e-5, atol=1e-5)
     assert torch.equal(path.alpha(torch.tensor(1)), path.alpha(1.0))
+
+
+def test_times_stay_on_their_device(path: GaussianPath) -> None:
+    """The meta device holds no numbers, and refuses to mix with tensors of another device."""
+    t = torch.full((3,), 0.5, device="meta")
+    for name in ("log_alpha", "log_sigma", "alpha", "sigma", "logsnr", "dlogsnr", "f", "g2", "time"):
+        value = getattr(path, name)(t)
+        assert (value.device.type, value.dtype, value.shape) == ("meta", t.dtype, t.shape)
+    assert all(c.device.type == "meta" for c in path.posterior(t, t))
 
 
 def test_paths_are_values(path: GaussianPath) -> None:
