@@ -140,7 +140,8 @@ class Cosine(Schedule):
 class StraightLine(Schedule):
     """logsnr = 2 log((1 - t) / t): sigma = t on the flow curve.
 
-    Reference: Lipman et al. 2023, arXiv:2210.02747, section 4.1, example II, with sigma_min = 0; Liu et al. 2023, arXiv:2209.03003.
+    Reference: Lipman et al. 2023, arXiv:2210.02747, section 4.1, with sigma_min = 0; Liu et al. 2023,
+    arXiv:2209.03003.
     """
 
     @property
@@ -287,7 +288,7 @@ class Table(_Decay):
     Raises:
         ValueError: if there are fewer than two levels, or they do not rise strictly.
 
-    Reference: Gregory and Delbourgo 1982, doi:10.1093/imanum/2.2.123; Durkan et al. 2019, arXiv:1906.04032, section 3.1.
+    Reference: Gregory and Delbourgo 1982, doi:10.1093/imanum/2.2.123; Durkan et al. 2019, arXiv:1906.04032.
     """
 
     decays: tuple[float, ...]
