@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch takes a second to import: only when something is buil
     from sdegen.models import LatentVariableModel
     from sdegen.train import TrainConfig
 
-__all__ = ["Choice", "RunConfig", "build", "configure", "read_toml"]
+__all__ = ["Choice", "RunConfig", "build", "configure", "last_value", "read_toml"]
 
 DEFAULTS = {"data": "digits", "model": "vpsde", "network": "unet"}
 SECONDS = 60.0  # of training, where neither steps nor seconds are asked for
@@ -202,12 +202,12 @@ def configure(
         if not isinstance(sections.get(section, {}), Mapping):
             raise UsageError(f'{origin}: {section} is a table such as [{section}] with name = "{default}"')
         before = sections.get(section, {}).get("name", default)
-        names[section] = _last(words, f"--{section}.name") or before
+        names[section] = last_value(words, f"--{section}.name") or before
         if names[section] != before:
             sections.pop(section, None)
     if "network" not in _parameters("model", names["model"]):
         del names["network"]
-        if _last(words, "--model.name"):
+        if last_value(words, "--model.name"):
             sections.pop("network", None)
         elif "network" in sections:
             raise UsageError(f"{origin}: a {names['model']} has networks of its own and no [network]")
@@ -325,7 +325,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _last(words: Sequence[str], option: str) -> str | None:
+def last_value(words: Sequence[str], option: str) -> str | None:
     """The value that an option has in a command line."""
     found = [after for word, after in pairwise([*words, ""]) if word == option]
     found += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]

@@ -46,6 +46,10 @@ _PREFIX = ".tmp-"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+_UMASK = os.umask(0)  # it can be read only by setting it
+os.umask(_UMASK)
+
+
 class DiskFull(OSError):
     """There is no room for a file. One line: which file, what it needs, what is free; the old file is untouched."""
 
@@ -110,6 +114,7 @@ def replacing(path: Path | str, *, needed: int = 0) -> Iterator[Path]:
         require_space(path, needed)
     try:
         yield temporary
+        os.chmod(temporary, 0o666 & ~_UMASK)  # some libraries make files that only their owner may read
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)

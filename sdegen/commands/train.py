@@ -1,0 +1,92 @@
+"""``sdegen train``: from a configuration to a run folder with weights in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdegen.config import RunConfig, build, configure, last_value, read_toml
+from sdegen.parsing import Parser, UsageError
+from sdegen.runs import CONFIG, STATE, Run, describe, occupied
+
+EXAMPLES = """\
+  sdegen train                                        digits, VP-SDE, U-Net, one minute; runs/digits-vpsde
+  sdegen train runs/a --model ddpm --model.T 100 --train.steps 2000
+  sdegen train runs/b --data moons --network mlp --network.width 256
+  sdegen train runs/c --data mine.npz --data.levels 256 --model vae
+  sdegen train --print_config > run.toml              every key, its default and its meaning
+  sdegen train runs/d --config run.toml --seed 1      the file, and the command line over it
+  sdegen train --resume runs/a                        go on after Ctrl-C or a crash
+  sdegen train --resume runs/a --train.steps 4000     train longer"""
+
+
+def prepare(words: Sequence[str]) -> Callable[[], None]:
+    """Read the command line; check the configuration, the data and the folder; give back the work."""
+    parser = Parser("train", "[RUN] [options]", "Train a model on data and keep it in a run folder.", EXAMPLES)
+    parser.add_argument("run", nargs="?", metavar="RUN", help="folder to make (default: runs/DATA-MODEL)")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML); the command line goes over it")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted, or train it longer")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration, explained, and stop")
+    file, folder = last_value(words, "--config"), last_value(words, "--resume")
+    if file and folder:
+        raise UsageError("--resume takes the configuration of the run: leave out --config")
+    old = Run.open(folder) if folder else None
+    begun = RunConfig.from_toml(old.config, old / CONFIG) if old else None
+    table, origin = (begun.table(), CONFIG) if begun else (read_toml(file) if file else {}, file or "the defaults")
+    config, chosen = configure(words, table, origin=origin, parser=parser)
+    if chosen.print_config:
+        return lambda: print(config.to_toml(explained=True), end="")
+
+    if old is not None and begun is not None:
+        if chosen.run or chosen.overwrite:
+            raise UsageError("--resume names the run: leave out RUN and --overwrite")
+        if changed := config.differences(begun):
+            raise UsageError(f"{old.path} cannot go on with other settings: {', '.join(changed)}")
+        path = old.path
+    else:
+        path = Path(chosen.run or f"runs/{Path(config.data.name).stem}-{config.model.name}")
+        if occupied(path) and not chosen.overwrite:
+            Run.open(path)  # is it one?
+            raise FileExistsError(f"{path} holds a run already: --resume {path} continues it, --overwrite replaces it")
+    data, model = build(config)
+    card = describe(data)
+    if old is not None:
+        if (known := old.manifest["data"])["sha256"] != card["sha256"]:
+            raise UsageError(f"the data have changed since {old.path} was begun: {known['source']}")
+        if (old / STATE).exists():
+            old.verified(STATE)
+    return lambda: _train(path, old, config, data, model, card, chosen.overwrite)
+
+
+def _train(
+    path: Path, old: Run | None, config: RunConfig, data: Any, model: Any, card: dict[str, Any], overwrite: bool
+) -> None:
+    from sdegen.train import Interrupted, fit
+
+    run = old or Run.create(
+        path,
+        config.to_toml(),
+        overwrite=overwrite,
+        seed=config.seed,
+        device=config.device,
+        threads=config.threads,
+        data=card,
+    )
+    with run.exclusive():
+        if old is not None and config.to_toml() != old.config:
+            with run.writing(CONFIG) as temporary:
+                temporary.write_text(config.to_toml(), encoding="utf-8")
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{card['description']}\n{config.model.name} with {size:,} parameters; run folder {path}", flush=True)
+        try:
+            done = fit(model, data, config.train, run=run, resume=(run / STATE).exists())
+        except Interrupted as stop:
+            run.note(status="interrupted")
+            raise KeyboardInterrupt(
+                f"{str(stop).partition(',')[0]}; go on with: sdegen train --resume {path}"
+            ) from None
+        run.note(status="finished", steps=done.steps, seconds=round(done.seconds, 2))
+    held_out = f", held-out bound {done.history[-1]['held_out']:.4f} bits/dim" if done.history else ""
+    print(f"{done.steps} steps in {done.seconds:.0f} s{held_out}; next: sdegen sample {path}")
