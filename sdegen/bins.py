@@ -45,8 +45,7 @@ class Bins:
 
     def centers(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
         """All values v_k in rising order, shape (V,)."""
-        k = torch.arange(self.count, dtype=torch.float64)
-        return self._value(k).to(device=device, dtype=dtype)
+        return self._value(torch.arange(self.count, dtype=torch.float64, device=device)).to(dtype)
 
     def value(self, k: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Model units of grey levels ``k`` (integers in 0..V-1, any shape).

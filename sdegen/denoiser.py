@@ -164,12 +164,10 @@ class Levels(Parametrization):
     """
 
     log_histogram: Tensor
-    centers: Tensor
 
     def __init__(self, bins: Bins, log_histogram: Tensor | None = None) -> None:
         super().__init__()
         self.bins, self.outputs = bins, bins.count
-        self.register_buffer("centers", bins.centers(), persistent=False)
         flat = torch.zeros(bins.count) if log_histogram is None else log_histogram.detach().clone()
         self.register_buffer("log_histogram", flat)
 
@@ -185,14 +183,14 @@ class Levels(Parametrization):
         """
         logits = output.unflatten(1, (z.shape[1], self.outputs)).movedim(2, -1)
         alpha, sigma = (c if c.ndim == 0 else c.unsqueeze(-1) for c in (at.alpha, at.sigma))
-        residual = (z.unsqueeze(-1) - alpha * self.centers.to(z.dtype)) / sigma
+        residual = (z.unsqueeze(-1) - alpha * self.bins.centers(z.dtype, z.device)) / sigma
         return torch.addcmul(logits + self.log_histogram.to(z.dtype), residual, residual, value=-0.5), residual
 
     def forward(self, output: Tensor, z: Tensor, at: Marginal) -> Prediction:
         logits, residual = self.posterior(output, z, at)
         p = logits.softmax(-1)
         # The noise is a mean of residuals: near the data, (z - alpha x0) / sigma would be a difference of near equals.
-        return Prediction(p @ self.centers.to(z.dtype), (p * residual).sum(-1))
+        return Prediction(p @ self.bins.centers(z.dtype, z.device), (p * residual).sum(-1))
 
 
 def _needs_bins(bins: Bins | None) -> Parametrization:

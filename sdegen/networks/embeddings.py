@@ -67,7 +67,7 @@ class Conditioning(nn.Module):
         """Args: logsnr (B,), cond (B,) int64 labels in 0..classes-1, -1 for none, or None. Returns (B, width)."""
         h = self.layers(sinusoids(logsnr, self.features))
         if self.label is not None:
-            h = h + (self.label.weight[-1] if cond is None else self.label(cond % (self.classes + 1)))
+            h = h + (self.label.weight[0] if cond is None else self.label(cond + 1))
         elif cond is not None:
             raise ValueError("this network has no classes: build it with classes=K or leave cond out")
         return silu(h)

@@ -6,9 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, layer_norm, silu
+from torch.nn.functional import layer_norm, silu
 
 from sdegen.networks.embeddings import Conditioning, fourier_features
+from sdegen.networks.layers import dropout
 
 __all__ = ["MLP"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, interpolate, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, silu
 
 from sdegen.networks.embeddings import Conditioning, fourier_features
+from sdegen.networks.layers import attention, dropout
 
 __all__ = ["UNet"]
 
@@ -59,7 +60,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
         q, k, v = qkv.unbind(1)  # each (B, heads, pixels, channels per head)
-        h = scaled_dot_product_attention(q, k, v)
+        h = attention(q, k, v)
         return x + self.project(h.transpose(-1, -2).reshape(x.shape))
 
 
@@ -75,7 +76,7 @@ class _Level(nn.Module):
 class UNet(nn.Module):
     """Residual blocks on a pyramid of resolutions, with skip connections of equal resolution.
 
-    Down by a strided convolution, up by nearest neighbour and convolution, the group norm scaled and shifted by the
+    Down by a strided convolution, up by nearest neighbour (a block follows), the group norm scaled and shifted by the
     noise level. A learned bias for every input pixel says where a pixel is, and a channel of ones where the image ends.
     Every residual branch and the output start at zero. One level only is a network without down-sampling, as
     variational diffusion models use.
@@ -104,7 +105,7 @@ class UNet(nn.Module):
         blocks: int = 1,
         attention: tuple[int, ...] | None = None,
         classes: int = 0,
-        dropout: float = 0.0,
+        dropout: float = 0.05,
         space_to_depth: int = 1,
         octaves: tuple[int, ...] = (),
         condition: int = 128,
@@ -122,7 +123,7 @@ class UNet(nn.Module):
         attention = (len(channels) - 1,) if attention is None else tuple(attention)
         if not set(attention) <= set(range(len(channels))):
             raise ValueError(f"attention={attention} must name levels from 0 to {len(channels) - 1}")
-        self.space_to_depth, self.octaves = space_to_depth, tuple(octaves)
+        self.event_shape, self.space_to_depth, self.octaves = tuple(event_shape), space_to_depth, tuple(octaves)
         patch = space_to_depth**2
         inputs = c * patch * (1 + 2 * len(self.octaves)) + 1
         self.condition = Conditioning(condition, classes)
@@ -139,19 +140,11 @@ class UNet(nn.Module):
             stack += [] if last else [wide]
             now = wide
         self.middle1, self.middle2 = (ResBlock(now, now, condition, dropout) for _ in range(2))
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        self.up = nn.ModuleList()
         for i, wide in reversed(list(enumerate(channels))):
             widths = [stack.pop() for _ in range(blocks + 1)]
-            self.up.append(
-                _Level(
-                    [w + (now if j == 0 else wide) for j, w in enumerate(widths)],
-                    wide,
-                    condition,
-                    dropout,
-                    i in attention,
-                )
-            )
-            self.grow.append(nn.Conv2d(wide, wide, 3, padding=1) if i else nn.Identity())
+            inward = [skip + (wide if j else now) for j, skip in enumerate(widths)]
+            self.up.append(_Level(inward, wide, condition, dropout, i in attention))
             now = wide
         self.readout = nn.Sequential(_norm(now), nn.SiLU(), _zeroed(nn.Conv2d(now, c * outputs * patch, 3, padding=1)))
 
@@ -160,7 +153,8 @@ class UNet(nn.Module):
         condition = self.condition(logsnr, cond)
         x = torch.cat([z, fourier_features(z, self.octaves)], dim=1) if self.octaves else z
         x = pixel_unshuffle(x, self.space_to_depth)
-        h = self.embed(torch.cat([x, torch.ones_like(x[:, :1])], dim=1)) + self.position
+        h = self.embed(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        h = h + self.position.to(h.dtype)
         skips = [h]
         for level, shrink in zip(self.down, self.shrink, strict=True):
             for block, attend in zip(level.blocks, level.attention, strict=True):
@@ -170,9 +164,9 @@ class UNet(nn.Module):
                 h = shrink(h)
                 skips.append(h)
         h = self.middle2(self.middle1(h, condition), condition)
-        for level, grow in zip(self.up, self.grow, strict=True):
+        for level in self.up:
             for block, attend in zip(level.blocks, level.attention, strict=True):
                 h = attend(block(torch.cat([h, skips.pop()], dim=1), condition))
             if skips:
-                h = grow(interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
+                h = interpolate(h, size=skips[-1].shape[-2:], mode="nearest")
         return pixel_shuffle(self.readout(h), self.space_to_depth)

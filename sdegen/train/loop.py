@@ -44,8 +44,8 @@ def fit(
     """Train ``model`` and leave the averaged weights in it.
 
     Args:
-        model: a module with ``loss(x, cond, generator=)``, 0-dim, and ``bits_per_dim(x, cond, generator=)``, (B,); its
-            device is used.
+        model: a module with ``loss(x, cond, generator=)`` -> 0-dim and ``elbo(x, cond, generator=, draws=)``, such as
+            every :class:`sdegen.models.LatentVariableModel`; its device is used.
         dataset: what to train on and, held out, to be judged by.
         config: the settings.
         run: a folder for checkpoints, metrics and weights; None keeps nothing on disk.
@@ -126,6 +126,8 @@ def fit(
 def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
     """Mean bound on held-out examples in bits per dimension, with the same noise at every call.
 
+    Of grey levels this is a code length; of real-valued data, a density's, in model units, and may be negative.
+
     Args:
         model: see :func:`fit`.
         dataset: on the model's device.
@@ -134,13 +136,11 @@ def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
     x, cond = dataset.test[: config.eval_size], None
     if dataset.test_cond is not None and config.conditional:
         cond = dataset.test_cond[: config.eval_size]
-    generator = torch.Generator(x.device).manual_seed(_seed(config.seed, 2, 0))
-    total = 0.0
-    for _ in range(config.eval_draws):
-        for rows in torch.arange(len(x), device=x.device).split(512):
-            bits = model.bits_per_dim(x[rows], None if cond is None else cond[rows], generator=generator)
-            total += float(bits.sum())
-    return total / (len(x) * config.eval_draws)
+    generator, bits = torch.Generator(x.device).manual_seed(_seed(config.seed, 2, 0)), []
+    for rows in torch.arange(len(x), device=x.device).split(256):
+        bound = model.elbo(x[rows], None if cond is None else cond[rows], generator=generator, draws=config.eval_draws)
+        bits.append(bound.bits_per_dim(dataset.dims))
+    return float(torch.cat(bits).mean())
 
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left{postfix}"
