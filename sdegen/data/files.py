@@ -114,6 +114,10 @@ def from_arrays(
     return Dataset(name, parts[0], parts[1], bins, cond, held_cond, scale, shift, source=source)
 
 
+class _Unusable(ValueError):
+    """Our own complaint about what a file holds, as opposed to a library's about how it is written."""
+
+
 def _open(path: Path) -> Callable[[str | None], np.ndarray]:
     """A function from a key to the array in the file."""
     if not path.is_file():
@@ -125,9 +129,11 @@ def _open(path: Path) -> Callable[[str | None], np.ndarray]:
     def read(key: str | None) -> np.ndarray:
         try:
             return readers[path.suffix](path, key)
-        except (OSError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+        except _Unusable:
+            raise
+        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path} is truncated, damaged or not a {path.suffix} file ({reason})") from error
+            raise ValueError(f"{path} is truncated, damaged or no {path.suffix} file of numbers ({reason})") from error
 
     return read
 
@@ -140,25 +146,18 @@ def _read_hdf5(path: Path, key: str | None) -> np.ndarray:
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         item: Any = file[_key(key, names, path)]
         if item.dtype.kind not in "biuf":
-            raise ValueError(f"{path} [{item.name}] holds {item.dtype}, not numbers")
+            raise _Unusable(f"{path} [{item.name}] holds {item.dtype}, not numbers")
         return item[()]
 
 
 def _read_numpy(path: Path, key: str | None) -> np.ndarray:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if key is not None:
-                raise ValueError(f"{path.name} holds one array without a name: leave out the key {key!r}")
-            return loaded
-        with loaded:
-            return loaded[_key(key, loaded.files, path)]
-    except ValueError as error:
-        if "pickle" in str(error):  # numpy says so for arrays of objects, and for files that are not numpy's at all
-            raise ValueError(f"{path} does not hold plain numbers, or is not a {path.suffix} file") from error
-        if "reshape" in str(error) or "header" in str(error):
-            raise ValueError(f"{path} is truncated ({error})") from error
-        raise
+    loaded = np.load(path, allow_pickle=False)  # with pickles, opening a file could run code
+    if isinstance(loaded, np.ndarray):
+        if key is not None:
+            raise _Unusable(f"{path.name} holds one array without a name: leave out the key {key!r}")
+        return loaded
+    with loaded:
+        return loaded[_key(key, loaded.files, path)]
 
 
 def _key(key: str | None, names: list[str], path: Path) -> str:
@@ -167,9 +166,9 @@ def _key(key: str | None, names: list[str], path: Path) -> str:
         return names[0]
     have = ", ".join(names) or "nothing"
     if key is None:
-        raise ValueError(f"{path.name} holds several arrays: say which by key=, one of {have}")
+        raise _Unusable(f"{path.name} holds several arrays: say which by key=, one of {have}")
     if key.strip("/") not in names:
-        raise ValueError(f"{path.name} has no array {key!r}; it holds {have}")
+        raise _Unusable(f"{path.name} has no array {key!r}; it holds {have}")
     return key.strip("/")
 
 
