@@ -86,7 +86,7 @@ class UNet(nn.Module):
         outputs: output channels for every channel of the data (V for grey levels).
         channels: width of each level, finest first.
         blocks: residual blocks per level and direction.
-        attention: levels with attention after each block, counted from 0; None for the coarsest only.
+        attention: levels with attention after each block, counted from 0, beside the one in the middle.
         classes: number of classes for conditioning, 0 for none.
         dropout: share of features dropped in training.
         space_to_depth: fold squares of this many pixels into channels first (1 or 2, 4...); must divide H and W.
@@ -103,7 +103,7 @@ class UNet(nn.Module):
         *,
         channels: tuple[int, ...] = (24, 48),
         blocks: int = 1,
-        attention: tuple[int, ...] | None = None,
+        attention: tuple[int, ...] = (),
         classes: int = 0,
         dropout: float = 0.05,
         space_to_depth: int = 1,
@@ -120,7 +120,6 @@ class UNet(nn.Module):
             raise ValueError(f"space_to_depth={space_to_depth} must divide the image size {height}x{width}")
         if min(-(-height // space_to_depth), -(-width // space_to_depth)) <= 2 ** (len(channels) - 2):
             raise ValueError(f"{len(channels)} levels are too many for images of {height}x{width}")
-        attention = (len(channels) - 1,) if attention is None else tuple(attention)
         if not set(attention) <= set(range(len(channels))):
             raise ValueError(f"attention={attention} must name levels from 0 to {len(channels) - 1}")
         self.event_shape, self.space_to_depth, self.octaves = tuple(event_shape), space_to_depth, tuple(octaves)
@@ -139,7 +138,9 @@ class UNet(nn.Module):
             self.shrink.append(nn.Identity() if last else nn.Conv2d(wide, wide, 3, stride=2, padding=1))
             stack += [] if last else [wide]
             now = wide
-        self.middle1, self.middle2 = (ResBlock(now, now, condition, dropout) for _ in range(2))
+        self.middle = nn.ModuleList(
+            [ResBlock(now, now, condition, dropout), Attention(now), ResBlock(now, now, condition, dropout)]
+        )
         self.up = nn.ModuleList()
         for i, wide in reversed(list(enumerate(channels))):
             widths = [stack.pop() for _ in range(blocks + 1)]
@@ -163,7 +164,8 @@ class UNet(nn.Module):
             if not isinstance(shrink, nn.Identity):
                 h = shrink(h)
                 skips.append(h)
-        h = self.middle2(self.middle1(h, condition), condition)
+        first, attend, last = self.middle
+        h = last(attend(first(h, condition)), condition)
         for level in self.up:
             for block, attend in zip(level.blocks, level.attention, strict=True):
                 h = attend(block(torch.cat([h, skips.pop()], dim=1), condition))

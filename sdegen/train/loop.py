@@ -94,7 +94,7 @@ def fit(
             norm = nn.utils.clip_grad_norm_(weights, config.clip)
             look = (n + 1) % look_every == 0
             if look and not bool(torch.isfinite(loss + norm)):
-                raise NonFiniteLoss(_diverged(n, float(loss), float(norm), lr, run))
+                raise NonFiniteLoss(_diverged(n, loss.item(), float(norm), lr, run))
             for group in now.optimizer.param_groups:
                 group["lr"] = lr
             now.optimizer.step()
