@@ -112,6 +112,17 @@ class Decoder(ABC):
             at: alpha_0, sigma_0 (0-dim float64) and the denoiser at this noise level.
         """
 
+    def reconstruction(self, x: Tensor, q: Gaussian, noise: Tensor, at: Clean) -> Tensor:
+        """An unbiased estimate of E_q(z_0 | x) [-log p(x | z_0)], nats, (B,).
+
+        Args:
+            x: data (B, *event), model units.
+            q: q(z_0 | x).
+            noise: standard normal numbers that draw z_0.
+            at: as above.
+        """
+        return -self(q.sample(noise), at).log_prob(x)
+
 
 @dataclass(frozen=True)
 class SoftmaxDecoder(Decoder):
@@ -169,6 +180,11 @@ class GaussianDecoder(Decoder):
 
     def __call__(self, z: Tensor, at: Clean) -> Distribution:
         return Gaussian(z / at.alpha, (at.sigma / at.alpha).log())
+
+    def reconstruction(self, x: Tensor, q: Gaussian, noise: Tensor, at: Clean) -> Tensor:
+        """The entropy D/2 (1 + log 2 pi - logsnr_0), a constant: no draw is needed."""
+        per_dim = 0.5 * (1 + math.log(2 * math.pi)) + float((at.sigma / at.alpha).log())
+        return torch.full((len(x),), per_dim * x[0].numel(), dtype=torch.float64, device=x.device)
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdegen.objectives import Density, UniformTime, Weighting
+from solvers.ancestral import Ancestral
 from solvers.grids import GRIDS, Grid
 from solvers.problem import Path
 from solvers.solve import find
@@ -49,11 +50,11 @@ __all__ = [
     "Discrete",
     "Draw",
     "Empty",
+    "Interpolated",
     "Levels",
     "Variance",
     "beta",
     "given",
-    "interpolated",
     "posterior",
 ]
 
@@ -79,19 +80,23 @@ Variance = Callable[[Path, Tensor, Tensor], Tensor]
 """``(path, s, t)`` with s, t (T,) -> r = sigma_Q^2 / sigma_p^2 of each transition, (T,), float64."""
 
 
-def posterior(path: Path, s: Tensor, t: Tensor) -> Tensor:
-    """sigma_p = sigma_Q, the variance of q(z_s | z_t, x) ("fixedsmall"): r = 1."""
-    return torch.ones_like(t)
+@dataclass(frozen=True)
+class Interpolated:
+    """log sigma_p^2 = v log beta + (1 - v) log sigma_Q^2, with beta the variance of q(z_t | z_s).
+
+    r = (sigma_s / sigma_t)^(2 v). v = 0 is the posterior's variance ("fixedsmall"), v = 1 is beta ("fixedlarge"), and
+    between lies the family of learned variances. :class:`solvers.ancestral.Ancestral` samples with the same v.
+
+    Reference: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15.
+    """
+
+    v: float
+
+    def __call__(self, path: Path, s: Tensor, t: Tensor) -> Tensor:
+        return (path.sigma(s) / path.sigma(t)) ** (2 * self.v)
 
 
-def beta(path: Path, s: Tensor, t: Tensor) -> Tensor:
-    """sigma_p^2 = variance of q(z_t | z_s) ("fixedlarge"): r = sigma_s^2 / sigma_t^2."""
-    return (path.sigma(s) / path.sigma(t)).square()
-
-
-def interpolated(v: float) -> Variance:
-    """log sigma_p^2 = v log beta + (1 - v) log sigma_Q^2, the family that learned variances live in: r = r_beta^v."""
-    return lambda path, s, t: beta(path, s, t) ** v
+posterior, beta = Interpolated(0.0), Interpolated(1.0)
 
 
 def given(variances: Tensor) -> Variance:
@@ -130,6 +135,10 @@ class Levels(ABC):
     def constant(self, path: Path) -> float:
         """What the latent term holds beside the denoising error, nats per coordinate: D/2 (r - 1 - log r), summed."""
         return 0.0
+
+    def sampler(self) -> dict[str, Any]:
+        """The model's own way from noise to data, as settings of :func:`solvers.solve`."""
+        return {"solver": "dpmpp_2m", "steps": 20}
 
     def integral(
         self, path: Path, u: Tensor, error: Callable[[Tensor], Tensor], density: Density, weighting: Weighting
@@ -199,7 +208,7 @@ class Discrete(Levels):
 
     >>> from sdegen.paths import VP, Cosine
     >>> Discrete.on(VP(Cosine()), 1000)
-    Discrete(T=1000, variance=posterior)
+    Discrete(T=1000, variance=Interpolated(v=0.0))
     """
 
     ts: Tensor = field(repr=False)
@@ -226,7 +235,7 @@ class Discrete(Levels):
         return len(self.ts) - 1
 
     def __repr__(self) -> str:
-        return f"Discrete(T={self.T}, variance={getattr(self.variance, '__name__', self.variance)})"
+        return f"Discrete(T={self.T}, variance={self.variance})"
 
     def mass(self, path: Path) -> Tensor:
         """m of every atom, r expm1(logsnr_s - logsnr_t), shape (T,), from the data to the noise."""
@@ -236,6 +245,12 @@ class Discrete(Levels):
     def constant(self, path: Path) -> float:
         r = self.variance(path, self.ts[:-1], self.ts[1:])
         return 0.5 * float((r - 1 - r.log()).sum())
+
+    def sampler(self) -> dict[str, Any]:
+        """Ancestral sampling on the levels themselves, with the variance that the bound scores."""
+        if not isinstance(self.variance, Interpolated):
+            raise ValueError(f"there is no sampler for the reverse variance {self.variance}: choose a solver")
+        return {"solver": Ancestral(self.variance.v), "ts": self.ts.flip(0)}
 
     def draw(self, path: Path, u: Tensor, density: Density) -> Draw:
         """Carry u to a time, and the time up to the next atom: an atom is drawn as often as the interval below it."""

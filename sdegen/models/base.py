@@ -173,6 +173,10 @@ class LatentVariableModel(nn.Module, ABC):
     def discrete(self) -> bool:
         """Whether p(x | z_0) is a probability of grey levels (else a density)."""
 
+    def reconstruction(self, x: Tensor, q: Gaussian, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """-log p(x | z_0) at z_0 = ``q.sample(noise)``, or anything of the same expectation; nats, (B,)."""
+        return -self.decode(q.sample(noise), cond).log_prob(x)
+
     def error(self, x: Tensor, t: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """Squared error |eps - eps_hat(z_t)|^2 of the noise at times t (B,), summed over the event, (B,), float64."""
         raise TypeError(f"{type(self).__name__} has no levels between its latents")
@@ -223,7 +227,7 @@ class LatentVariableModel(nn.Module, ABC):
         u = u.to(x.device)
         q = self.encode(x, cond)
         ends, between = _normal(q.bottom.mean, generator), _normal(x, generator)
-        reconstruction = -self.decode(q.bottom.sample(ends), cond).log_prob(x)
+        reconstruction = self.reconstruction(x, q.bottom, ends, cond)
         latent = self._latent(x, cond, u, between, objective)
         prior = self.prior.divergence(q.top, ends, u, generator)
         return Elbo(reconstruction, latent, prior)

@@ -30,12 +30,15 @@ class Independent(LatentVariableModel):
     """
 
     log_p: Tensor
-    discrete = True
 
     def __init__(self, log_p: Tensor, bins: Bins) -> None:
         super().__init__()
         self.register_buffer("log_p", log_p.double().log_softmax(-1))
         self.bins, self.event_shape, self.levels, self.prior = bins, tuple(log_p.shape[:-1]), Empty(), NormalPrior()
+
+    @property
+    def discrete(self) -> bool:
+        return True
 
     def encode(self, x: Tensor, cond: Tensor | None = None) -> Encoding:
         """A latent without coordinates, (B, 0)."""

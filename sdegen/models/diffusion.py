@@ -52,12 +52,13 @@ class GaussianDiffusion(LatentVariableModel):
     >>> from sdegen.networks import MLP
     >>> model = VPSDE(Denoiser(MLP((2,), width=16, depth=1)))
     >>> model.levels, model.discretize(10).levels
-    (Continuous(), Discrete(T=10, variance=posterior))
+    (Continuous(), Discrete(T=10, variance=Interpolated(v=0.0)))
     >>> model.sample(4, steps=5).shape
     torch.Size([4, 2])
     """
 
-    path: Path
+    # A VAE has no path, a diffusion always has one.
+    path: Path  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -106,6 +107,9 @@ class GaussianDiffusion(LatentVariableModel):
     def decode(self, z: Tensor, cond: Tensor | None = None) -> Distribution:
         """p(x | z_0), by the model's decoder."""
         return self.decoder(z, _AtCleanEnd(self, cond))
+
+    def reconstruction(self, x: Tensor, q: Gaussian, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.decoder.reconstruction(x, q, noise, _AtCleanEnd(self, cond))
 
     def predict(self, cond: Tensor | None = None) -> Any:
         """``(z, t) -> Prediction(x0, eps)`` on the model's path, counted."""
@@ -169,8 +173,8 @@ class GaussianDiffusion(LatentVariableModel):
             rows = slice(None, None, LOOKS if self.decoder.calls else 1)
             some, labels = x[rows], None if cond is None else cond[rows]
             q = self.encode(some, labels)
-            nats = nats - self.decode(q.bottom.sample(noise[rows]), labels).log_prob(some).mean()
-            nats = nats + q.top.kl_to_normal(self.prior.log_std).mean()
+            nats = nats + self.reconstruction(some, q.bottom, noise[rows], labels).mean()
+            nats = nats + self.prior.divergence(q.top, noise[rows], u[rows], generator).mean()
         return nats / (self.dims * math.log(2))
 
     # --- sampling and likelihood ---
@@ -182,18 +186,17 @@ class GaussianDiffusion(LatentVariableModel):
             n: number of samples.
             cond: class labels (n,) or None.
             seed: of the prior and of the solver's noise.
-            settings: of :func:`solvers.solve` (solver, steps, nfe, ts, tol, grid, save, ...).
+            settings: of :func:`solvers.solve` (solver, steps, nfe, ts, tol, grid, save, ...); what is left out follows
+                from the levels: a DDPM walks its own T levels, a VP-SDE takes 20 steps of DPM-Solver++.
         """
         z = self.prior.sample((n, *self.event_shape), seed=seed, dtype=self.dtype, device=self.device)
-        settings = {**self._default_solver(settings), **settings}
+        own = self.levels.sampler() if "solver" not in settings else {"steps": 20}
+        if settings.keys() & {"steps", "nfe", "ts", "tol"}:
+            own = {name: value for name, value in own.items() if name == "solver"}
+        if "tol" in settings:
+            own = {"solver": "dopri5"}
         with torch.no_grad():
-            return solve(self.problem(cond), z, seed=seed, **settings)
-
-    def _default_solver(self, settings: dict[str, Any]) -> dict[str, Any]:
-        chosen: dict[str, Any] = {} if "solver" in settings else {"solver": "heun"}
-        if not {"steps", "nfe", "ts", "tol"} & settings.keys():
-            chosen["steps"] = 20
-        return chosen
+            return solve(self.problem(cond), z, seed=seed, **{**own, **settings})
 
     @torch.no_grad()
     def sample(
@@ -206,7 +209,7 @@ class GaussianDiffusion(LatentVariableModel):
             cond: class labels (n,) or None.
             seed: of all noise; sample i depends on (seed, i) alone.
             draw: draw from p(x | z_0) in place of its most likely value.
-            settings: of :func:`solvers.solve`: ``solver="heun", steps=20``, ``nfe=50``, ``tol=1e-4``, ...
+            settings: of :meth:`solve`: ``solver="heun", steps=20``, ``nfe=50``, ``tol=1e-4``, ...
 
         Returns:
             (n, *event), model units; exact grey levels with a discrete decoder.
