@@ -145,7 +145,6 @@ class LatentVariableModel(nn.Module, ABC):
     Attributes:
         event_shape: shape of one datum, without the batch.
         levels: the measure of the latent term.
-        path: where the levels lie; None where there are none.
         objective: weighting and sampling density of the levels.
         prior: distribution of the top latent.
         evaluations: network calls since construction, counted per example (a batch of 64 counts 64).
@@ -153,7 +152,6 @@ class LatentVariableModel(nn.Module, ABC):
 
     event_shape: tuple[int, ...]
     levels: Levels
-    path: Path | None = None
     objective: Objective = ELBO
     prior: Prior
     evaluations: int = 0
@@ -172,6 +170,11 @@ class LatentVariableModel(nn.Module, ABC):
     @abstractmethod
     def discrete(self) -> bool:
         """Whether p(x | z_0) is a probability of grey levels (else a density)."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where the levels lie; None where there are none."""
+        return None
 
     def reconstruction(self, x: Tensor, q: Gaussian, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """-log p(x | z_0) at z_0 = ``q.sample(noise)``, or anything of the same expectation; nats, (B,)."""

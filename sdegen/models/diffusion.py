@@ -57,9 +57,6 @@ class GaussianDiffusion(LatentVariableModel):
     torch.Size([4, 2])
     """
 
-    # A VAE has no path, a diffusion always has one.
-    path: Path  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(
         self,
         denoiser: Any,
@@ -71,7 +68,13 @@ class GaussianDiffusion(LatentVariableModel):
         event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser, self.path, self.levels, self.decoder, self.objective = denoiser, path, levels, decoder, objective
+        self.denoiser, self._path, self.levels, self.decoder, self.objective = (
+            denoiser,
+            path,
+            levels,
+            decoder,
+            objective,
+        )
         self.event_shape = _event_shape(denoiser, event_shape)
         if isinstance(levels, Discrete):
             low, high = float(levels.ts[0]), float(levels.ts[-1])
@@ -88,6 +91,10 @@ class GaussianDiffusion(LatentVariableModel):
         self.evaluations = 0
 
     # --- the model ---
+
+    @property
+    def path(self) -> Path:
+        return self._path
 
     @property
     def discrete(self) -> bool:
