@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from solvers.ancestral import DDIM, Ancestral
 from solvers.combine import FinalStep, InScaling, OnPath, Warmup
 from solvers.curves import EDM, FLOW, VP_LAM, Chord, Circle, Coordinates, Curve, Ray, Tangent
-from solvers.exponential import DPMSolverPP
+from solvers.dpm_solver import DPMSolverPP2M
 from solvers.external import ScipyODE, TorchDiffEq, TorchSDE
 from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
@@ -43,7 +43,7 @@ __all__ = [
     "Circle",
     "Coordinates",
     "Curve",
-    "DPMSolverPP",
+    "DPMSolverPP2M",
     "DiffusionProblem",
     "DormandPrince",
     "Euler",
@@ -95,7 +95,7 @@ SOLVERS: dict[str, Solver[Any]] = {
     "flow_euler": OnPath(Euler(), FLOW),
     "flow_heun": OnPath(Heun(), FLOW),
     "euler_maruyama": EulerMaruyama(),
-    "dpmpp_2m": DPMSolverPP(),
+    "dpmpp_2m": DPMSolverPP2M(),
     "dopri5": TorchDiffEq("dopri5"),
     "dopri5_lam": OnPath(TorchDiffEq("dopri5"), VP_LAM),
     "torchdiffeq_rk4": TorchDiffEq("rk4"),
