@@ -15,7 +15,7 @@ from torch import Tensor
 from solvers.curves import Coordinates, Curve, OwnClock
 from solvers.integrate import Solver
 from solvers.noise import Noise
-from solvers.problem import DiffusionProblem, Path, Prediction, mix
+from solvers.problem import DiffusionProblem, Prediction, mix
 
 __all__ = ["FinalStep", "InScaling", "OnPath", "Warmup"]
 
@@ -117,7 +117,7 @@ class FinalStep(Solver[tuple[float, Any]]):
 
 
 @dataclass(frozen=True)
-class OnPath(Solver[Any]):
+class OnPath(Solver[tuple[Coordinates, Any]]):
     """Any solver, run on another curve and in another clock.
 
     x' = (alpha' / alpha) x at equal logsnr, a step of ``solver`` on the other path, and back. The grid is the
@@ -126,31 +126,37 @@ class OnPath(Solver[Any]):
     Args:
         solver: the method.
         path: where it works, for example ``EDM``, ``FLOW`` or ``VP_LAM``.
-        grid: grid that ``solve`` takes when none is given; the method's own where None.
+        grid: grid that ``solve`` takes when none is given; the method's own where empty.
     """
 
     solver: Solver[Any]
-    path: Path
+    path: Coordinates
     grid: str = ""
 
     def __post_init__(self) -> None:
         self.declare(**_facts(self.solver), grid=self.grid or self.solver.grid)
 
-    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Any:
-        there = self.path.time(problem.path.logsnr(ts))
-        return self.solver.init(problem.rescaled(self.path), x, there)
+    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> tuple[Coordinates, Any]:
+        there = self.path.over(problem.path)
+        return there, self.solver.init(problem.rescaled(there), x, there.time(problem.path.logsnr(ts)))
 
-    def observe(self, state: Any, lam: Tensor, prediction: Prediction) -> Any:
-        return self.solver.observe(state, lam, prediction)
+    def observe(self, state: tuple[Coordinates, Any], lam: Tensor, prediction: Prediction) -> tuple[Coordinates, Any]:
+        return state[0], self.solver.observe(state[1], lam, prediction)
 
     def step(
-        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
-    ) -> tuple[Tensor, Any]:
-        here, there = problem.path, self.path
+        self,
+        problem: DiffusionProblem,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        state: tuple[Coordinates, Any],
+        noise: Noise,
+    ) -> tuple[Tensor, tuple[Coordinates, Any]]:
+        here, (there, inner) = problem.path, state
         u, v = there.time(here.logsnr(t)), there.time(here.logsnr(s))
         x = mix((there.alpha(u) / here.alpha(t), x))
-        x, state = self.solver.step(problem.rescaled(there), x, u, v, state, noise)
-        return mix((here.alpha(s) / there.alpha(v), x)), state
+        x, inner = self.solver.step(problem.rescaled(there), x, u, v, inner, noise)
+        return mix((here.alpha(s) / there.alpha(v), x)), (there, inner)
 
     def with_tolerance(self, tol: float) -> Solver[Any]:
         return replace(self, solver=self.solver.with_tolerance(tol))
@@ -181,7 +187,7 @@ class InScaling(Solver[Any]):
         return self._there(problem).init(problem, x, ts)
 
     def observe(self, state: Any, lam: Tensor, prediction: Prediction) -> Any:
-        return self.solver.observe(state, lam, prediction)
+        return state[0], self.solver.observe(state[1], lam, prediction)
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise

@@ -35,6 +35,7 @@ class Solver(ABC, Generic[S]):
             measured by the tests.
         nfe_per_step: calls of ``predict`` in one step in the middle of a grid; 0 where the method decides.
         stochastic: whether steps draw noise.
+        strong_order: declared order on one Brownian path, where ``stochastic``.
         reference: author, year, identifier.
         grid: name of the grid that ``solve`` takes when none is given.
     """
@@ -42,6 +43,7 @@ class Solver(ABC, Generic[S]):
     order: int
     nfe_per_step: int
     stochastic: bool = False
+    strong_order: float = 1.0
     reference: str = ""
     grid: str = "logsnr"
 
