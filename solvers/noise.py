@@ -10,7 +10,7 @@ the normalised increment ``(W(b) - W(a)) / sqrt|b - a|``, a standard normal. Ref
 converges to the same sample (*strong* convergence); compare two solvers and they see the same randomness (common
 random numbers).
 
-``W`` is a virtual tree on the dyadic points of a fixed interval: the midpoint of a cell, given its ends, is
+``W`` is a virtual tree on the dyadic points of an interval: the midpoint of a cell, given its ends, is
 
     W(m) = (W(l) + W(r)) / 2 + sqrt(r - l) / 2 Z,
 
@@ -18,19 +18,33 @@ and ``Z`` comes from a counter-based generator keyed by (seed, sample, cell). A 
 hold its last point on a stack and redraws only what is below; nothing else is stored. Every sample has its own key, so
 sample 17 is the same bits whatever stands beside it in the batch, on CPU and GPU alike.
 
+Everything random in a solve is an increment of this one ``W``, which lives on the whole line, and two of its properties
+serve what an increment over the step itself cannot:
+
+* its increments over disjoint intervals are independent, so a noise *of its own* (Langevin steps, restarts) is that of
+  the same interval moved to where no solver steps (:func:`elsewhere`);
+* it is a path, so the second Gaussian that methods of strong order 1.5 want, the *area* between the path and its chord,
+  can be computed from increments inside the step (:func:`area`).
+
+Whatever can stand for a Brownian motion (unit impulses, symbols, recorded draws) thereby stands for all of them.
+
 Reference: Salmon et al. 2011 (Philox, counter-based generators); Kidger et al. 2021, arXiv:2105.13493 (virtual trees).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BrownianMotion", "Noise", "fresh_seed", "standard_normal"]
+from solvers.problem import mix
+
+__all__ = ["BrownianMotion", "Noise", "area", "elsewhere", "fresh_seed", "standard_normal"]
 
 PRIOR, TREE = 0, 1  # streams: draws of different meaning never share a counter
 
@@ -103,48 +117,36 @@ def standard_normal(
     return draw(PRIOR).to(device=device, dtype=dtype)
 
 
-class BrownianMotion:
-    """W(lam) for one batch, the same on every grid; see the module's text.
+class _Tree:
+    """W on one interval of the line, W = 0 at its left end.
 
     Args:
-        like: state of shape (B, *event) that gives shape, dtype and device.
-        seed: whole number >= 0.
-        samples: B sample numbers, ``range(B)`` by default.
-        reach: W lives on lam in [-reach, reach]; beyond it (no noise is left there) W is constant.
-        depth: cells of width ``2 reach / 2^depth`` are the finest; W is linear inside.
-
-    >>> x = torch.zeros(4, 2, dtype=torch.float64)
-    >>> w, a, b, c = BrownianMotion(x, seed=0), *torch.tensor([-1.0, 0.5, 1.0], dtype=torch.float64)
-    >>> whole, parts = w(a, c) * 2**0.5, w(a, b) * 1.5**0.5 + w(b, c) * 0.5**0.5
-    >>> torch.allclose(whole, parts)
-    True
+        normal: ``normal(level, cell)``, the draw that belongs to a cell of a level.
+        like: state of shape (B, *event).
+        left: left end of the interval.
+        width: of the interval.
+        depth: cells of width ``width / 2^depth`` are the finest; W is linear inside.
     """
 
     def __init__(
-        self, like: Tensor, seed: int, *, samples: Sequence[int] | None = None, reach: float = 16.0, depth: int = 17
+        self, normal: Callable[[int, int], Tensor], like: Tensor, left: float, width: float, depth: int
     ) -> None:
-        self.draw = _Keyed(seed, range(len(like)) if samples is None else samples, like.shape[1:])
-        self.like, self.seed, self.reach, self.depth = like, seed, reach, depth
-        start = torch.zeros_like(like)
-        end = (2 * reach) ** 0.5 * self._normal(0, 0)
+        self.normal, self.left, self.width, self.depth = normal, left, width, depth
         # The cells around the last point asked for, coarse to fine: (index in its level, W at its left and right end).
-        self.cells = [(0, start, end)]
+        self.cells = [(0, torch.zeros_like(like), width**0.5 * normal(0, 0))]
         self.last: tuple[float, Tensor] | None = None
 
-    def _normal(self, level: int, cell: int) -> Tensor:
-        return self.draw(TREE, level, cell).to(self.like)
-
     def at(self, lam: float) -> Tensor:
-        """W(lam), with W(-reach) = 0, shape (B, *event)."""
+        """W(lam), shape (B, *event)."""
         if self.last is not None and self.last[0] == lam:
             return self.last[1]
-        u = min(max((lam + self.reach) / (2 * self.reach), 0.0), 1.0)  # position in the tree's interval
+        u = min(max((lam - self.left) / self.width, 0.0), 1.0)  # position in the interval
         while len(self.cells) > 1 and not self._holds(len(self.cells) - 1, u):
             self.cells.pop()
         for level in range(len(self.cells) - 1, self.depth):
             cell, left, right = self.cells[level]
-            half = 0.5 * (2 * self.reach / 2**level) ** 0.5
-            middle = 0.5 * (left + right) + half * self._normal(level + 1, cell)
+            half = 0.5 * (self.width / 2**level) ** 0.5
+            middle = 0.5 * (left + right) + half * self.normal(level + 1, cell)
             upper = u * 2**level - cell >= 0.5
             self.cells.append((2 * cell + 1, middle, right) if upper else (2 * cell, left, middle))
         cell, left, right = self.cells[-1]
@@ -154,6 +156,50 @@ class BrownianMotion:
 
     def _holds(self, level: int, u: float) -> bool:
         return 0.0 <= u * 2**level - self.cells[level][0] <= 1.0
+
+
+class BrownianMotion:
+    """W(lam) for one batch, the same on every grid; see the module's text.
+
+    The line is tiled with trees. The one around 0 is as wide as any solve; the others grow when asked for.
+
+    Args:
+        like: state of shape (B, *event) that gives shape, dtype and device.
+        seed: whole number >= 0.
+        samples: B sample numbers, ``range(B)`` by default.
+        reach: the tree around 0 covers lam in [-reach, reach].
+        depth: cells of width ``2 reach / 2^depth`` are the finest; W is linear inside.
+
+    >>> x = torch.zeros(4, 2, dtype=torch.float64)
+    >>> w, a, b, c = BrownianMotion(x, seed=0), *torch.tensor([-1.0, 0.5, 1.0], dtype=torch.float64)
+    >>> whole, parts = w(a, c) * 2**0.5, w(a, b) * 1.5**0.5 + w(b, c) * 0.5**0.5
+    >>> torch.allclose(whole, parts)
+    True
+    """
+
+    TREES = 4  # that are remembered; one that comes back is grown again, the same
+
+    def __init__(
+        self, like: Tensor, seed: int, *, samples: Sequence[int] | None = None, reach: float = 16.0, depth: int = 17
+    ) -> None:
+        self.draw = _Keyed(seed, range(len(like)) if samples is None else samples, like.shape[1:])
+        self.like, self.seed, self.reach, self.depth = like, seed, reach, depth
+        self.trees: dict[int, _Tree] = {}
+
+    def _tree(self, tile: int) -> _Tree:
+        """The tree on [(2 tile - 1) reach, (2 tile + 1) reach]."""
+        tree = self.trees.pop(tile, None)
+        if tree is None:
+            stream = TREE + (abs(2 * tile) + (tile < 0) << 8)  # 0, 1, -1, 2, ... as 0, 2, 3, 4, ...
+
+            def normal(level: int, cell: int) -> Tensor:
+                return self.draw(stream, level, cell).to(self.like)
+
+            tree = _Tree(normal, self.like, (2 * tile - 1) * self.reach, 2 * self.reach, self.depth)
+        self.trees[tile] = tree  # the last used comes last
+        if len(self.trees) > self.TREES:
+            del self.trees[next(iter(self.trees))]
+        return tree
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """The normalised increment (W(b) - W(a)) / sqrt|b - a|, shape (B, *event), unit variance.
@@ -165,5 +211,61 @@ class BrownianMotion:
         start, end = float(a), float(b)
         if start == end:
             raise ValueError(f"the noise of a step of zero length is not defined (lam = {start})")
-        before = self.at(start)
-        return (self.at(end) - before) / abs(end - start) ** 0.5
+        first, last = (math.floor((lam / self.reach + 1) / 2) for lam in (start, end))
+        if first == last:
+            tree = self._tree(first)
+            before = tree.at(start)
+            return (tree.at(end) - before) / abs(end - start) ** 0.5
+        # W(lam) is what the tree under lam says, plus all of the trees before it.
+        way = 1 if last > first else -1
+        crossed = [self._tree(tile).at(math.inf) for tile in range(*sorted((first, last)))]
+        inside = self._tree(last).at(end) - self._tree(first).at(start)
+        return (inside + way * sum(crossed, torch.zeros_like(inside))) / abs(end - start) ** 0.5
+
+
+ELSEWHERE = 64.0  # no two logsnr of one solve are 128 apart
+
+
+def elsewhere(noise: Noise, place: int) -> Noise:
+    """The same Brownian motion, looked at far from where solvers step: a noise that is independent of it.
+
+    Two noises are independent if their places are different; place 0 is the noise itself.
+
+    Args:
+        noise: a Brownian motion in lam.
+        place: whole number.
+
+    >>> x, (a, b) = torch.zeros(1000, 1), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    >>> w = BrownianMotion(x, seed=0)
+    >>> bool((w(a, b) * elsewhere(w, 3)(a, b)).mean().abs() < 0.1)
+    True
+    """
+
+    def moved(a: Tensor, b: Tensor) -> Tensor:
+        return noise(a + ELSEWHERE * place, b + ELSEWHERE * place)
+
+    return moved
+
+
+def area(noise: Noise, a: Tensor, b: Tensor, parts: int = 16) -> Tensor:
+    """The space-time area, a standard normal like noise(a, b) and independent of it.
+
+    sqrt(12 / |b - a|) INT_0^1 [W(a + u (b - a)) - W(a) - u (W(b) - W(a))] du: how far the path bulges over its chord.
+
+    The integral is taken by the trapezoidal rule, which is its expectation given W at equally spaced points, and
+    divided by its own standard deviation: the law is exact, the correlation with the true area sqrt(1 - 1 / parts^2).
+
+    Args:
+        noise: a Brownian motion in lam.
+        a: lam at the start of the step, 0-dim.
+        b: lam at its end, 0-dim, different from a.
+        parts: of the step, >= 2; as many increments are asked for.
+
+    Reference: Foster, Lyons and Oberhauser 2020, arXiv:1812.04600, definition 3.6.
+    """
+    points = torch.lerp(a, b, torch.linspace(0, 1, parts + 1, dtype=torch.float64)).unbind()
+    # With increments z_i / sqrt(parts), W at the middle points enters with weight 1 / parts, the chord takes off the
+    # mean, and z_i is seen by all points after it.
+    seen = torch.arange(parts - 1, -parts, -2, dtype=torch.float64)
+    weights = seen / seen.square().sum().sqrt()
+    return mix(*((w, noise(p, q)) for w, (p, q) in zip(weights.unbind(), pairwise(points), strict=True)))
