@@ -318,13 +318,13 @@ def low_discrepancy(n: int, generator: torch.Generator) -> Tensor:
 
 
 def stratified(n: int, draws: int, generator: torch.Generator) -> Tensor:
-    """u_{i,k} = (k + u_i) / draws: for each of n examples one number in each of ``draws`` strata.
+    """u_{i,k} uniform in [k / draws, (k + 1) / draws): for each of n examples one number in each of ``draws`` strata.
 
-    Examples are independent, so that the spread of their values is an honest standard error.
+    All numbers are independent, so that the spread between examples or repeats is an honest standard error.
 
     Returns:
         (n * draws,), float64, the draws of one example side by side.
     """
     device = generator.device
-    shift = torch.rand((n, 1), generator=generator, device=device, dtype=torch.float64)
-    return ((shift + torch.arange(draws, device=device, dtype=torch.float64)) / draws).flatten()
+    inside = torch.rand((n, draws), generator=generator, device=device, dtype=torch.float64)
+    return ((inside + torch.arange(draws, device=device, dtype=torch.float64)) / draws).flatten()
