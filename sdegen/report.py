@@ -1,0 +1,348 @@
+"""One page about a run: pictures, tables, and how every number was measured.
+
+:func:`build` draws the page from ``results.h5`` and ``manifest.json`` alone, so that it can be drawn again a year later
+without training anything. The page is one file without scripts that fetches nothing; its figures are SVG with text.
+Words live in ``templates/``, pictures in :mod:`sdegen.figures`; here numbers become table rows, captions and facts.
+
+    python -m sdegen.report runs/demo                                  draws report.html again
+    python -m sdegen.report runs/demo --picture docs/images/demo.png   draws the README's picture
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from sdegen import figures, results
+from sdegen.comparison import best
+from sdegen.files import write_bytes
+from sdegen.results import Result
+from sdegen.runs import RESULTS, Run
+from sdegen.style import Canvas, save, svg
+
+__all__ = ["build", "picture", "read_all"]
+
+BUDGET = 10  # network calls of the question "which solver wins?"
+
+Draw = Callable[[str, Canvas, str], None]
+"""``draw(name, figure, alt)`` puts a figure into the page."""
+
+
+def build(folder: Path | str, out: Path | str | None = None) -> Path:
+    """Write the page of a run.
+
+    Args:
+        folder: a run folder with ``results.h5``; results that are not there are left out of the page.
+        out: the page; ``report.html`` in the folder by default.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        FileNotFoundError: no run, or a run without results.
+        DamagedFile: results that cannot be read.
+    """
+    run = Run.open(folder)
+    page = Path(out) if out is not None else run / "report.html"
+    context = _context(run.manifest, read_all(run))
+    write_bytes(page, _environment().get_template("demo.html.j2").render(context))
+    return page
+
+
+def picture(folder: Path | str, out: Path | str) -> Path:
+    """Draw a demo in one picture: samples, scores, solver errors and flow lines.
+
+    Args:
+        folder: run folder of a demo.
+        out: .png, .svg or .pdf.
+    """
+    return save(figures.overview(read_all(Run.open(folder))), out)
+
+
+def read_all(run: Run) -> dict[str, Result]:
+    """All results of a run.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    names = results.names(run / RESULTS)
+    if not names:
+        raise FileNotFoundError(f"{run.path} has no results to report")
+    return {name: results.read(run / RESULTS, name) for name in names}
+
+
+def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[str, Any]:
+    """Everything that the template names."""
+    drawn: dict[str, Markup] = {}
+
+    def draw(name: str, figure: Canvas, alt: str) -> None:
+        drawn[name] = Markup(svg(figure, name, alt))
+
+    parts: dict[str, Any] = {}
+    for name, (_, make, needs) in SECTIONS.items():
+        if all(need in found for need in needs):
+            parts[name] = make(draw, *(found[need] for need in needs))
+    titles = [(name, SECTIONS[name][0]) for name in parts] + [("made", "How it was measured")]
+    stages = manifest.get("stages", {})
+    version, command = manifest.get("versions", {}).get("sdegen"), str(manifest.get("command", ""))
+    return {
+        "figures": drawn,
+        "parts": parts,
+        "sections": [{"id": name, "title": title, "number": i} for i, (name, title) in enumerate(titles, start=1)],
+        "about": manifest,
+        "program": f"sdegen {version}" if version else "sdegen",
+        "command": " ".join([Path(command.split(" ")[0]).name, *command.split(" ")[1:]]),
+        "created": f"{datetime.fromisoformat(manifest['created']):%-d %B %Y, %H:%M} UTC",
+        "budget": BUDGET,
+        "solvers": len(set(found["errors"]["solver"])) if "errors" in found else 0,
+        "trained": sum(seconds for stage, seconds in stages.items() if stage.startswith("Train")),
+        "stages": [*stages.items()],
+        "facts": _facts(manifest, found),
+        "glossary": GLOSSARY,
+    }
+
+
+# --- Sections: figures, and the numbers that the text names -----------------------------------------------------------
+
+
+def _samples(draw: Draw, found: Result) -> dict[str, Any]:
+    draw("samples", figures.samples(found), "Grids of held-out digits and of samples of each model")
+    return {"count": found.lengths["example"], **found.attributes}
+
+
+def _likelihood(draw: Draw, found: Result) -> dict[str, Any]:
+    rows = figures.scores_of(found)
+    shown = {name: figures.the(rows, name) for name in ("VAE", "DDPM", "VP-SDE", "ODE", "pixels")}
+    draw("scores", figures.scores(found), "; ".join(f"{s.title} {s.bits:.3f} bits" for s in shown.values()))
+    draw("bounds", figures.bounds(found), "The DDPM's bound falls with T to that of the VP-SDE, at the rate 1 / T")
+    baselines = [s for s in rows if s.look is None]
+    ladder = [s for s in rows if s.model == "DDPM"]
+    groups = [baselines, [shown["VAE"]], ladder, [shown["VP-SDE"], shown["ODE"]]]
+    full = max(s.examples for s in rows)
+    lowest = min(s.bits for s in rows if s.examples == full)
+    return {
+        "groups": groups, "what": _WHAT, "lowest": lowest, "shown": shown, "examples": full,
+        "gap": ladder[-1].bits - shown["VP-SDE"].bits,
+    }  # fmt: skip
+
+
+_WHAT = {
+    "uniform": "every level alike, log₂ 17",
+    "histogram": "one histogram, all pixels",
+    "pixels": "a histogram for each pixel",
+    "VAE": "bound, no levels",
+    "DDPM": "bound, T levels",
+    "VP-SDE": "bound, all levels",
+    "ODE": "bound along the ODE",
+}
+
+
+def _strips(draw: Draw, found: Result, columns: int = 10) -> dict[str, Any]:
+    figure = figures.strips(found, columns=columns)
+    draw("strips", figure, "Rows of digits, one row for each solver, all from the same noises")
+    first = figures.strips_order(found)["ODE"][0]
+    return {
+        "columns": min(columns, found.lengths["noise"]), "noises": found.lengths["noise"],
+        "budget": int(found["budget"][0]), "best": found["solver"][first], "error": float(found["error"][0, first]),
+    }  # fmt: skip
+
+
+def _errors(draw: Draw, found: Result) -> dict[str, Any]:
+    draw("errors", figures.errors(found), "Error of every solver against the number of network calls")
+    ranked = {measure: best(found, BUDGET, measure) for measure in ("error", "distance")}
+    if ranked["error"]:
+        figure = figures.ranking(found, BUDGET)
+        draw("ranking", figure, "; ".join(f"{name} {value:.3f}" for name, value in ranked["error"]))
+    return {
+        "ranked": ranked, "floor": found["floor"].tolist(), **found.attributes,
+        "tables": {measure: _table(found, measure) for measure in ranked},
+    }  # fmt: skip
+
+
+def _table(found: Result, measure: str) -> dict[str, Any]:
+    """Rows of solvers, columns of budgets; marked: the best of each column and equation, or all within the floor."""
+    budgets = sorted({int(budget) for budget in found["budget"] if budget})
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(str(name) for name in found["solver"]):
+        mine = np.flatnonzero(found["solver"] == name)
+        cells = [_cell(found, measure, mine, budget) for budget in budgets]
+        equation = "SDE" if found["stochastic"][mine[0]] else "ODE"
+        rows.append({"name": name, "equation": equation, "order": int(found["order"][mine[0]]), "cells": cells})
+    for column in range(len(budgets)):
+        for equation in ("ODE", "SDE"):
+            cells = [cell for r in rows if r["equation"] == equation and (cell := r["cells"][column])]
+            limit = min((c["value"] for c in cells), default=0.0) if measure == "error" else float(found["floor"][2])
+            for cell in cells:
+                cell["best"] = cell["value"] <= limit
+    return {"budgets": budgets, "rows": rows}
+
+
+def _cell(found: Result, measure: str, mine: np.ndarray, budget: int) -> dict[str, Any] | None:
+    """What a solver reaches with a budget; of a solver with a tolerance, the most accurate solve that it allows."""
+    fitting = mine[found["budget"][mine] == budget]
+    if not found["budget"][mine].any():
+        within = mine[found["nfe"][mine] <= budget]
+        fitting = within[np.argsort(found["nfe"][within])[-1:]]
+    if not len(fitting):
+        return None
+    i = int(fitting[0])
+    nfe, se = int(found["nfe"][i]), float(found["error_se"][i]) if measure == "error" else None
+    return {"value": float(found[measure][i]), "se": se, "nfe": nfe if nfe != budget else 0, "best": False}
+
+
+def _flow(draw: Draw, found: Result) -> dict[str, Any]:
+    draw("flow", figures.flow(found), "Densities of a mixture with arrows, and lines from noise to data")
+    return {"lines": found.lengths["sample"]}
+
+
+def _film(draw: Draw, found: Result) -> dict[str, Any]:
+    forward = {"forward": "noisy digit", "forward x0": "what the network sees"}
+    draw("film_forward", figures.film(found, forward), "A digit with more and more noise, and the network's guess")
+    backward = {"ODE": "ODE", "ODE x0": "what it sees", "SDE": "SDE", "SDE x0": "what it sees"}
+    figure = figures.film(found, backward, backward=True)
+    draw("film_backward", figure, "Noise becoming a digit along the ODE and along the SDE")
+    return {"steps": found.attributes["steps"]}
+
+
+def _training(draw: Draw, diffusion: Result, vae: Result) -> dict[str, Any]:
+    figure = figures.training({"Diffusion": diffusion, "VAE": vae})
+    draw("training", figure, "Training and held-out bound against seconds, for both networks")
+    return {}
+
+
+SECTIONS: dict[str, tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] = {
+    "samples": ("Samples", _samples, ("samples",)),
+    "likelihood": ("Likelihood", _likelihood, ("likelihood",)),
+    "strips": ("One noise, many solvers", _strips, ("strips",)),
+    "errors": ("Solvers and the truth", _errors, ("errors",)),
+    "flow": ("Flow lines", _flow, ("flow",)),
+    "film": ("The process", _film, ("film",)),
+    "training": ("Training", _training, ("training/diffusion", "training/vae")),
+}
+"""The page: name -> (title, maker, the results it needs), in reading order."""
+
+
+# --- How it was measured ----------------------------------------------------------------------------------------------
+
+
+def _facts(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[str, str]:
+    data, versions = manifest.get("data", {}), manifest.get("versions", {})
+    facts = {
+        "Data": f"{data.get('description', '')}; {data.get('source', '')}",
+        "Seed": f"{manifest.get('seed')}, of weights, batches, noise and draws",
+        "Machine": f"{manifest.get('platform')}, {manifest.get('cpus')} cores, {manifest.get('threads')} threads",
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Commit": manifest.get("commit") or "not a git checkout",
+    }
+    if "likelihood" in found:
+        reports = json.loads(found["likelihood"].attributes["reports"])
+        bound = next(r for r in reports if r["logsnr"] and "ODE" not in r["method"])
+        clean, noisy = bound["logsnr"]
+        facts["Bounds"] = (
+            f"{_settings(bound, 'path', 'decoder')}, logsnr from {clean:.2f} to {noisy:.2f}. Stratified noise levels, "
+            f"averaged weights, no dropout, float32. Every digit is scored {bound['settings']['repeats']} times; the "
+            "spread of the repeats is the estimator's error"
+        )
+        for ode in (r for r in reports if "ODE" in r["method"]):
+            known = _settings(ode, "solver", "trace", "draws", "tol")
+            facts["Probability flow"] = f"{known}; {ode['forward']:.0f} network calls for each digit, counted"
+    if "errors" in found:
+        e = found["errors"].attributes
+        facts["Exact solutions"] = (
+            f"{e['truth']} on {e['path_repr']}: the ODE by DOP853 at tolerance 1e-11, the SDE by the exponential Euler "
+            f"method with {e['reference_steps']} steps along the same Brownian motion. Every solver is on its own grid"
+        )
+    if "strips" in found:
+        steps = found["strips"].attributes["reference_steps"]
+        facts["Exact, on digits"] = f"the same network with dpmpp_2m (ODE) and exponential Euler (SDE), {steps} steps"
+    return facts
+
+
+def _settings(report: Mapping[str, Any], *names: str) -> str:
+    words = {name: str(report["settings"][name]) for name in names if name in report["settings"]}
+    return ", ".join(text if "(" in text else f"{name} {text}" for name, text in words.items())
+
+
+GLOSSARY = {
+    "bits per pixel": "length of a model's code for a digit, divided by its 64 pixels; also called bits per dimension",
+    "bound": "an upper limit on that length, averaged over random noise: reconstruction + latent + prior",
+    "network calls": "how often the network is asked for each sample; counted, not computed",
+    "logsnr": "log of signal variance over noise variance: about +8 is a clean digit, −5 is noise",
+    "ODE, SDE": "two equations with the same density at every time, one without noise and one with",
+    "pathwise error": "root mean square distance from where the equation takes the same noise, in units of the data",
+    "sliced Wasserstein": "distance of two clouds of points, root mean square over the directions of view",
+}
+
+
+# --- Formatting -------------------------------------------------------------------------------------------------------
+
+
+def fixed(value: float, digits: int = 3) -> str:
+    """A number with so many decimals; a dash where there is none.
+
+    >>> fixed(1.75449), fixed(float("nan"))
+    ('1.754', '–')
+    """
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def sig(value: float, digits: int = 2) -> str:
+    """A number with so many significant digits, and powers of ten only where it is tiny.
+
+    >>> sig(0.08534), sig(1.7551), sig(0.0000034)
+    ('0.085', '1.8', '3.4e-06')
+    """
+    if not math.isfinite(value) or value == 0:
+        return "–"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}" if decimals < 6 else f"{value:.{digits - 1}e}"
+
+
+def whole(value: float) -> str:
+    """A count; a dash for none.
+
+    >>> whole(1234.0), whole(0)
+    ('1,234', '–')
+    """
+    return f"{value:,.0f}" if value else "–"
+
+
+def _environment() -> jinja2.Environment:
+    """Templates with every value escaped; a name that does not exist is an error and not an empty string."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sdegen"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(fixed=fixed, sig=sig, whole=whole)
+    css = resources.files("sdegen").joinpath("templates", "page.css").read_text(encoding="utf-8")
+    environment.globals["css"] = Markup(css)
+    return environment
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Draw the page of a run again, or the README's picture."""
+    parser = argparse.ArgumentParser("python -m sdegen.report", description=main.__doc__)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--picture", metavar="FILE", help="write this picture (.png, .svg, .pdf) and no page")
+    chosen = parser.parse_args(words)
+    try:
+        print(picture(chosen.run, chosen.picture) if chosen.picture else build(chosen.run))
+    except (OSError, ValueError) as error:
+        print(f"sdegen.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
