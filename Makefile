@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo test lint types notebooks check clean
+.PHONY: help install demo picture test lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to make
@@ -32,8 +32,8 @@ lint: $(READY) ## ruff
 types: $(READY) ## pyright, strict on solvers
 	@$(BIN)/pyright
 
-notebooks: $(READY) ## run every notebook from top to bottom
-	@$(BIN)/python -m notebooks
+picture: $(READY) ## the README's picture, drawn from the demo's run
+	@$(BIN)/sdegen demo --picture docs/images/demo.png
 
 check: lint types test ## lint, types and tests
 
