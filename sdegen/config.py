@@ -135,10 +135,18 @@ class RunConfig:
         Args:
             begun: the configuration it began with.
         """
-        free = {f"train.{key}" for key in vars(self.train) if key not in self.train.changed(begun.train)}
-        mine, theirs = dict(_flat(self.table())), dict(_flat(begun.table()))
-        changed = [k for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)]
-        return [f"{k} was {theirs.get(k)}, is {mine.get(k)}" for k in changed if k not in {*free, "device", "threads"}]
+        then, now = (dict(_flat(config.table())) for config in (begun, self))
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        renamed = {key.partition(".")[0] for key in changed if key.endswith(".name")}
+        fixed = self.train.changed(begun.train)
+
+        def counts(key: str) -> bool:
+            section, _, name = key.partition(".")
+            if section == "train":
+                return name in fixed
+            return section not in ("device", "threads") and (section not in renamed or name == "name")
+
+        return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed if counts(key)]
 
 
 def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, LatentVariableModel]:
@@ -229,12 +237,12 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    return _parsed(path.read_text(encoding="utf-8"), path)
+    return _parsed(path.read_bytes(), path)
 
 
-def _parsed(text: str, origin: Path | str) -> dict[str, Any]:
+def _parsed(text: str | bytes, origin: Path | str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text if isinstance(text, str) else text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{origin} is not TOML: {error}") from None
 

@@ -62,9 +62,12 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 base = self.parse_object(dict(table or {}), defaults=True) if table else None
-                return self.parse_args([_bracketed(word) for word in words], namespace=base)
+                found = self.parse_args([_bracketed(word) for word in words], namespace=base)
         except argparse.ArgumentError as error:
             raise UsageError(self._explained(str(error))) from None
+        for key, value in found.items():
+            found[key] = _plain(value)
+        return found
 
     def _explained(self, message: str) -> str:
         """jsonargparse's message in one line, with the type and the nearest names in words."""
@@ -75,7 +78,8 @@ class Parser(jsonargparse.ArgumentParser):
             )
             hints = {action.dest: getattr(action, "_typehint", None) or action.type for action in self._actions}
             if value and hints.get(key) is not None:
-                return f"{key}: expected {_spoken(hints[key])}, not {next(filter(None, value.groups()))}"
+                given = next(filter(None, value.groups()), "").strip("'")
+                return f"{key}: expected {_spoken(hints[key])}, not {given or 'nothing'}"
         if found := re.search(r"unrecognized arguments: (.*)", message):
             wrong = next((word for word in found[1].split() if word.startswith("-")), "")
             if not wrong:
@@ -99,6 +103,15 @@ def nearest(wrong: str, known: Iterable[str], otherwise: str = "") -> str:
     known = list(known)
     near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else f"; {otherwise or 'there are ' + ', '.join(known)}"
+
+
+def _plain(value: Any) -> Any:
+    """A number as itself: jsonargparse's positive numbers are subclasses, which safe files do not take."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value) if isinstance(value, int) else float(value)
+    return value
 
 
 def _bracketed(word: str) -> str:

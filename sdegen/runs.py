@@ -63,11 +63,7 @@ class Run:
             FileExistsError: something is there already.
         """
         path = Path(path)
-        if occupied(path):
-            if not (path / MANIFEST).exists():
-                raise FileExistsError(f"{path} exists and is not a run: choose another folder")
-            if not overwrite:
-                raise FileExistsError(f"{path} holds a run already: --resume continues it, --overwrite replaces it")
+        cls.check_free(path, overwrite=overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
         new, old = (path.with_name(f".tmp-{os.getpid()}-{word}-{path.name}") for word in ("new", "old"))
         try:
@@ -83,6 +79,21 @@ class Run:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
         return cls(path)
+
+    @staticmethod
+    def check_free(path: Path | str, *, overwrite: bool = False) -> None:
+        """Ask before the work whether :meth:`create` will be allowed to make a folder.
+
+        Raises:
+            FileExistsError: something is there already.
+        """
+        path = Path(path)
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        if not (path / MANIFEST).exists():
+            raise FileExistsError(f"{path} exists and is not a run: choose another folder")
+        if not overwrite:
+            raise FileExistsError(f"{path} holds a run already: --resume {path} continues it, --overwrite replaces it")
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
@@ -198,18 +209,12 @@ class Run:
             yield
 
 
-def occupied(path: Path | str) -> bool:
-    """Whether something is in the way of a new run."""
-    path = Path(path)
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
-
-
 def describe(data: Dataset) -> dict[str, Any]:
     """What a manifest says about data: enough to recognise them, and to rebuild a model without them."""
     digest = hashlib.sha256()
     for part in (data.train, data.test):
         digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-        digest.update(part.cpu().contiguous().numpy())
+        digest.update(part.cpu().contiguous().numpy().tobytes())
     return {
         "name": data.name,
         "source": data.source,

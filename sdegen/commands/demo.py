@@ -9,7 +9,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from sdegen.files import require_space
 from sdegen.parsing import Parser
-from sdegen.runs import MANIFEST, occupied
+from sdegen.runs import Run
 
 EXAMPLES = """\
   sdegen demo
@@ -27,8 +27,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--fast", action="store_true", help="a few seconds in all")
     chosen = parser.read(words)
     out = Path(chosen.out)
-    if occupied(out) and not (out / MANIFEST).exists():
-        raise FileExistsError(f"{out} exists and is not a run: choose another folder")
+    Run.check_free(out, overwrite=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     require_space(out, 50_000_000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,11 +61,10 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
 def _jobs(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, Job]:
     """Name of a row -> what computes it."""
     from sdegen.config import RunConfig
-    from sdegen.likelihood import Exact, Hutchinson, bound, importance, ode_likelihood
+    from sdegen.likelihood import bound, importance, ode_likelihood
     from sdegen.models import VAE, GaussianDiffusion, global_histogram, pixel_histogram, uniform
-    from solvers import resolve
 
-    config, dims = RunConfig.from_toml(run.config), data.dims
+    config = RunConfig.from_toml(run.config)
     x, labels = (data.test, data.test_cond) if chosen.split == "test" else (data.train, data.train_cond)
     x, cond = x[: chosen.n], None if labels is None or not config.train.conditional else labels[: chosen.n]
     if model.discrete and chosen.bin_width is not None:
@@ -87,59 +87,67 @@ def _jobs(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, Job]:
         for T in chosen.T:
             jobs[f"DDPM T={T}"] = partial(bound, model.discretize(T), x, cond, **effort)
         jobs["VP-SDE"] = partial(bound, model.continuous(), x, cond, **effort)
+        if chosen.ode:
+            jobs["ODE"] = partial(ode_likelihood, model.continuous(), x, cond, **_ode(model, chosen), **common)
     else:
         jobs[config.model.name.upper()] = partial(bound, model, x, cond, **effort)
-    if chosen.iwae:
-        jobs[f"IWAE K={chosen.iwae}"] = partial(
-            importance, model, x, chosen.iwae, cond, repeats=chosen.repeats, **common
-        )
-    if chosen.ode:
-        method = resolve(chosen.solver)
-        if (method.nfe_per_step == 0) == (chosen.steps is not None):
-            kind, want = ("chooses its own", "--tol, not --steps") if chosen.steps else ("takes fixed", "--steps")
-            raise UsageError(f"{chosen.solver} {kind} steps: give {want}")
-        if method.stochastic:
-            raise UsageError(f"{chosen.solver} draws noise: the ODE needs a solver without")
-        if chosen.exact and dims > Exact().limit:
-            raise UsageError(f"the exact trace is for at most {Exact().limit} coordinates, not {dims}")
-        budget = {"steps": chosen.steps} if chosen.steps else {"tol": chosen.tol or 1e-4}
-        trace = Exact() if chosen.exact else Hutchinson(chosen.probes, chosen.seed)
-        draws = {"draws": chosen.ode_draws} if model.discrete else {}
-        ode = partial(ode_likelihood, model.continuous(), x, cond, trace=trace, solver=chosen.solver, **budget)
-        jobs["ODE"] = partial(ode, **draws, **common)
+        if K := chosen.iwae:
+            jobs[f"IWAE K={K}"] = partial(importance, model, x, K, cond, repeats=chosen.repeats, **common)
     return jobs
 
 
+def _ode(model: Any, chosen: Namespace) -> dict[str, Any]:
+    """Solver, budget and trace of the probability-flow ODE."""
+    from sdegen.likelihood import Exact, Hutchinson
+    from solvers import resolve
+
+    method = resolve(chosen.solver)
+    if method.stochastic:
+        raise UsageError(f"{chosen.solver} draws noise: the ODE needs a solver without")
+    if (method.nfe_per_step == 0) == (chosen.steps is not None):
+        kind, want = ("chooses its own", "--tol, not --steps") if chosen.steps else ("takes fixed", "--steps")
+        raise UsageError(f"{chosen.solver} {kind} steps: give {want}")
+    if chosen.exact and model.dims > Exact().limit:
+        raise UsageError(f"the exact trace is for at most {Exact().limit} coordinates, not {model.dims}: use --probes")
+    budget = {"steps": chosen.steps} if chosen.steps else {"tol": chosen.tol or 1e-4}
+    trace = Exact() if chosen.exact else Hutchinson(chosen.probes, chosen.seed)
+    draws = {"draws": chosen.ode_draws} if model.discrete else {}
+    return {"solver": chosen.solver, "trace": trace, **budget, **draws}
+
+
 def _score(run: Run, data: Any, chosen: Namespace, jobs: dict[str, Job]) -> None:
+    rows: list[dict[str, Any]] = []
+    try:
+        for name, job in jobs.items():
+            rows.append(_row(run, data, chosen, name, job))
+    finally:
+        if rows:
+            write_csv(run / "likelihood.csv", rows)
+            print(_table(rows, data, chosen))
+
+
+def _row(run: Run, data: Any, chosen: Namespace, name: str, job: Job) -> dict[str, Any]:
+    """Compute one row and keep it."""
     from tqdm.auto import tqdm
 
     from sdegen.train.interrupt import cpu_threads
 
-    rows: list[dict[str, Any]] = []
-    for name, job in jobs.items():
-        with tqdm(total=1.0, desc=name, disable=None, leave=False, bar_format=_BAR) as bar, cpu_threads(chosen.threads):
-            report = job(progress=lambda done, of, bar=bar: bar.update(done / of - bar.n)) if _tells(job) else job()
-        facts = report.to_dict()
-        parts = facts.pop("parts")
-        arrays: dict[str, Any] = {"nats": (("example",), report.values.numpy(), {"unit": "nat"})}
-        if parts:
-            arrays |= {"part": (("part",), list(parts)), "mean": (("part",), list(parts.values()), {"unit": "nat"})}
-        more = {"split": chosen.split, "device": chosen.device, "log_volume": data.log_volume}
-        key = name.replace(" ", "-").replace("=", "")
-        write(run / RESULTS, f"likelihood/{key}", Result(arrays, made_by(run, **facts, **more)))
-        rows.append({"model": name, **{k: v for k, v in facts.items() if k not in ("settings", "logsnr")}, **parts})
-    write_csv(run / "likelihood.csv", rows)
-    print(_table(rows, data, chosen))
+    with tqdm(total=1.0, desc=name, disable=None, leave=False, bar_format=_BAR) as bar, cpu_threads(chosen.threads):
+        tells = "progress" in inspect.signature(job).parameters
+        report = job(progress=lambda done, of: bar.update(done / of - bar.n)) if tells else job()
+    facts = report.to_dict()
+    parts = facts.pop("parts")
+    arrays: dict[str, Any] = {"nats": (("example",), report.values.numpy(), {"unit": "nat"})}
+    if parts:
+        arrays |= {"part": (("part",), list(parts)), "mean": (("part",), list(parts.values()), {"unit": "nat"})}
+    more = {"split": chosen.split, "device": chosen.device, "seed": chosen.seed, "nfe": report.forward}
+    more["log_volume"] = data.log_volume  # nats between model units and the file's
+    key = name.replace(" ", "-").replace("=", "")
+    write(run / RESULTS, f"likelihood/{key}", Result(arrays, made_by(run, **facts, **more)))
+    return {"model": name, **{k: v for k, v in facts.items() if k not in ("settings", "logsnr")}, **parts}
 
 
 _BAR = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left"
-
-
-def _tells(job: Job) -> bool:
-    """Whether a job says how far it is."""
-    import inspect
-
-    return "progress" in inspect.signature(job).parameters
 
 
 def _table(rows: list[dict[str, Any]], data: Any, chosen: Namespace) -> str:

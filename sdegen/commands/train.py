@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sdegen.config import RunConfig, build, configure, last_value, read_toml
+from sdegen.files import require_space
 from sdegen.parsing import Parser, UsageError
-from sdegen.runs import CONFIG, STATE, Run, describe, occupied
+from sdegen.runs import CONFIG, STATE, Run, describe
 
 EXAMPLES = """\
   sdegen train                                        digits, VP-SDE, U-Net, one minute; runs/digits-vpsde
@@ -47,9 +48,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         path = old.path
     else:
         path = Path(chosen.run or f"runs/{Path(config.data.name).stem}-{config.model.name}")
-        if occupied(path) and not chosen.overwrite:
-            Run.open(path)  # is it one?
-            raise FileExistsError(f"{path} holds a run already: --resume {path} continues it, --overwrite replaces it")
+        Run.check_free(path, overwrite=chosen.overwrite)
     data, model = build(config)
     card = describe(data)
     if old is not None:
@@ -63,7 +62,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
 def _train(
     path: Path, old: Run | None, config: RunConfig, data: Any, model: Any, card: dict[str, Any], overwrite: bool
 ) -> None:
-    from sdegen.train import Interrupted, fit
+    from sdegen.train import fit
 
     run = old or Run.create(
         path,
@@ -79,14 +78,14 @@ def _train(
             with run.writing(CONFIG) as temporary:
                 temporary.write_text(config.to_toml(), encoding="utf-8")
         size = sum(p.numel() for p in model.parameters())
+        require_space(run / STATE, 40 * size)  # weights, average, two moments; twice while one replaces another
         print(f"{card['description']}\n{config.model.name} with {size:,} parameters; run folder {path}", flush=True)
         try:
             done = fit(model, data, config.train, run=run, resume=(run / STATE).exists())
-        except Interrupted as stop:
+        except KeyboardInterrupt as stop:  # fit says after which step; before it begins nobody does
             run.note(status="interrupted")
-            raise KeyboardInterrupt(
-                f"{str(stop).partition(',')[0]}; go on with: sdegen train --resume {path}"
-            ) from None
+            what = str(stop).partition(",")[0] or "interrupted"
+            raise KeyboardInterrupt(f"{what}; go on with: sdegen train --resume {path}") from None
         run.note(status="finished", steps=done.steps, seconds=round(done.seconds, 2))
     held_out = f", held-out bound {done.history[-1]['held_out']:.4f} bits/dim" if done.history else ""
     print(f"{done.steps} steps in {done.seconds:.0f} s{held_out}; next: sdegen sample {path}")
