@@ -334,11 +334,11 @@ class Denoiser(nn.Module):
 
         return predict
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The moments take the shape that they were saved with: a number, or one value for every pixel.
         for name in ("data_mean", "data_std", "parametrization.log_histogram"):
             owner, _, leaf = name.rpartition(".")
             saved, module = state_dict.get(prefix + name), self.get_submodule(owner)
             if isinstance(saved, Tensor) and leaf in module._buffers:
                 setattr(module, leaf, torch.empty_like(saved, device=self.data_mean.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sdegen.bins import Bins
@@ -28,8 +30,9 @@ def digits(seed: int = 0, test_size: int = 360) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch, bins = load_digits(), Bins(17)
+    bunch: Any = load_digits()
     images, labels = torch.from_numpy(bunch.images).long().unsqueeze(1), torch.from_numpy(bunch.target).long()
+    bins = Bins(17)
     train, test = train_test_split(range(len(images)), test_size=test_size, stratify=labels, random_state=seed)
     return Dataset(
         name="digits",

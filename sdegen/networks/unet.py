@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, silu
@@ -12,7 +14,7 @@ from sdegen.networks.layers import attention, dropout
 __all__ = ["UNet"]
 
 
-def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+def _zeroed(layer: nn.Conv2d | nn.Linear) -> Any:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -22,30 +24,6 @@ def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 def _norm(channels: int) -> nn.GroupNorm:
     """Group norm with 8 groups, or the largest number below that divides the channels."""
     return nn.GroupNorm(next(g for g in range(min(8, channels), 0, -1) if channels % g == 0), channels)
-
-
-class ResBlock(nn.Module):
-    """skip(x) + conv(drop(silu(norm(conv(silu(norm(x)))) (1 + a) + b))) with a, b from the conditioning.
-
-    Args:
-        inputs, outputs: channels.
-        condition: width of the conditioning vector.
-        dropout: share of features dropped in training.
-    """
-
-    def __init__(self, inputs: int, outputs: int, condition: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2, self.conv2 = _norm(outputs), _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.modulate = _zeroed(nn.Linear(condition, 2 * outputs))
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.dropout = dropout
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        scale, shift = self.modulate(condition).unsqueeze(-1).unsqueeze(-1).chunk(2, dim=1)
-        h = silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
-        return self.skip(x) + self.conv2(dropout(h, self.dropout, self.training))
 
 
 class Attention(nn.Module):
@@ -64,13 +42,30 @@ class Attention(nn.Module):
         return x + self.project(h.transpose(-1, -2).reshape(x.shape))
 
 
-class _Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where the level has it."""
+class ResBlock(nn.Module):
+    """skip(x) + conv(drop(silu(norm(conv(silu(norm(x)))) (1 + a) + b))) with a, b from the conditioning.
 
-    def __init__(self, inputs: list[int], outputs: int, condition: int, dropout: float, attention: bool) -> None:
+    Args:
+        inputs, outputs: channels.
+        condition: width of the conditioning vector.
+        dropout: share of features dropped in training.
+        attention: let the pixels look at each other afterwards.
+    """
+
+    def __init__(self, inputs: int, outputs: int, condition: int, dropout: float, attention: bool = False) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResBlock(i, outputs, condition, dropout) for i in inputs)
-        self.attention = nn.ModuleList(Attention(outputs) if attention else nn.Identity() for _ in inputs)
+        self.norm1, self.conv1 = _norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = _norm(outputs), _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.modulate = _zeroed(nn.Linear(condition, 2 * outputs))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attend = Attention(outputs) if attention else nn.Identity()
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.conv1(silu(self.norm1(x)))
+        scale, shift = self.modulate(condition).unsqueeze(-1).unsqueeze(-1).chunk(2, dim=1)
+        h = silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        return self.attend(self.skip(x) + self.conv2(dropout(h, self.dropout, self.training)))
 
 
 class UNet(nn.Module):
@@ -129,24 +124,21 @@ class UNet(nn.Module):
         self.embed = nn.Conv2d(inputs, channels[0], 3, padding=1)
         self.position = nn.Parameter(torch.zeros(channels[0], height // space_to_depth, width // space_to_depth))
 
-        stack, now = [channels[0]], channels[0]  # widths of the skips, in the order they are laid down
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        now, skips = channels[0], [channels[0]]  # channels at hand, and of what the way up will find
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, wide in enumerate(channels):
-            self.down.append(_Level([now] + [wide] * (blocks - 1), wide, condition, dropout, i in attention))
-            stack += [wide] * blocks
-            last = i == len(channels) - 1
-            self.shrink.append(nn.Identity() if last else nn.Conv2d(wide, wide, 3, stride=2, padding=1))
-            stack += [] if last else [wide]
-            now = wide
-        self.middle = nn.ModuleList(
-            [ResBlock(now, now, condition, dropout), Attention(now), ResBlock(now, now, condition, dropout)]
-        )
-        self.up = nn.ModuleList()
+            if i:
+                self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
+                skips.append(now)
+            for _ in range(blocks):
+                self.down.append(ResBlock(now, wide, condition, dropout, i in attention))
+                now = wide
+                skips.append(now)
+        self.middle = nn.ModuleList(ResBlock(now, now, condition, dropout, first) for first in (True, False))
         for i, wide in reversed(list(enumerate(channels))):
-            widths = [stack.pop() for _ in range(blocks + 1)]
-            inward = [skip + (wide if j else now) for j, skip in enumerate(widths)]
-            self.up.append(_Level(inward, wide, condition, dropout, i in attention))
-            now = wide
+            for _ in range(blocks + 1):
+                self.up.append(ResBlock(now + skips.pop(), wide, condition, dropout, i in attention))
+                now = wide
         self.readout = nn.Sequential(_norm(now), nn.SiLU(), _zeroed(nn.Conv2d(now, c * outputs * patch, 3, padding=1)))
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -157,18 +149,14 @@ class UNet(nn.Module):
         h = self.embed(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
         h = h + self.position.to(h.dtype)
         skips = [h]
-        for level, shrink in zip(self.down, self.shrink, strict=True):
-            for block, attend in zip(level.blocks, level.attention, strict=True):
-                h = attend(block(h, condition))
-                skips.append(h)
-            if not isinstance(shrink, nn.Identity):
-                h = shrink(h)
-                skips.append(h)
-        first, attend, last = self.middle
-        h = last(attend(first(h, condition)), condition)
-        for level in self.up:
-            for block, attend in zip(level.blocks, level.attention, strict=True):
-                h = attend(block(torch.cat([h, skips.pop()], dim=1), condition))
-            if skips:
-                h = interpolate(h, size=skips[-1].shape[-2:], mode="nearest")
+        for layer in self.down:
+            h = layer(h, condition) if isinstance(layer, ResBlock) else layer(h)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, condition)
+        for block in self.up:
+            skip = skips.pop()
+            if h.shape[-2:] != skip.shape[-2:]:
+                h = interpolate(h, size=skip.shape[-2:], mode="nearest")
+            h = block(torch.cat([h, skip], dim=1), condition)
         return pixel_shuffle(self.readout(h), self.space_to_depth)
