@@ -22,7 +22,13 @@ class UsageError(ValueError):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Types and defaults of every option, and the examples as they are written."""
+    """Types and defaults of every option, where there is something to say, and the examples as they are written."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = re.sub(r" \(default: (null|False)\)|(?<=\w), default: null(?=\))", "", super()._expand_help(action))
+        for name, words in (("NonNegativeInt", "int ≥ 0"), ("PositiveInt", "int > 0"), ("PositiveFloat", "float > 0")):
+            text = text.replace(f"type: {name}", f"type: {words}")
+        return text
 
 
 class Parser(jsonargparse.ArgumentParser):
