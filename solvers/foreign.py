@@ -198,15 +198,16 @@ class Diffusers:
                 return torch.ones((), dtype=torch.float64)
             return path.alpha(t) if scaled else (path.alpha(t).square() + path.sigma(t).square()).sqrt()
 
-        y = x / factor(torch.tensor(self.start(path)).double())
+        y = out = x / factor(torch.tensor(self.start(path)).double())
         for i, label in enumerate(labels):
             t = _time(path, self._level(scheduler, i))
             scheduler.scale_model_input(y, label)  # some schedulers insist
             x0, eps = _asked(predict, y, factor(t), t)
             y = scheduler.step(self._output(x0, eps, t, path), label, y).prev_sample
             t = _time(path, self._level(scheduler, i + 1))
-            node(y * factor(t), t, vars(scheduler))
-        return y * factor(_time(path, self._level(scheduler, len(labels))))
+            out = y * factor(t)
+            node(out, t, vars(scheduler))
+        return out
 
     def _ready(self) -> Any:
         scheduler = copy.deepcopy(self.scheduler)

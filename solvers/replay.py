@@ -1,8 +1,8 @@
 """Playing a table: the arithmetic of a solver and nothing else.
 
 :func:`replay` walks the rows of a :class:`~solvers.tables.Table`. A row is one product and one fused multiply-add for
-each further term, into one new tensor: no path, no schedule, no history to shift, so the host has almost nothing to do
-between two network calls. A value is let go after the last row that reads it.
+each further term, into one of a few tensors that are laid out beforehand: no path, no schedule, no history to shift and
+no memory to ask for, so the host has almost nothing to do between two network calls.
 
 On a GPU even the launches can go: :func:`capture` records a whole sampling run, network and all, as one CUDA graph,
 with each row compiled into one kernel. (On a CPU a compiled row is no faster than its additions one after the other,
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -47,16 +48,17 @@ def replay(
         callback: ``callback(i, t, x)`` after the i-th step.
 
     Returns:
-        The result, (B, *event), in the dtype and on the device of ``x``.
+        The result, (B, *event), in the dtype and on the device of ``x``; it can be differentiated. The points that
+        ``predict`` is given are used again later, so it copies what it keeps.
 
     Raises:
         ValueError: no noise for a table that draws, or a prediction of the wrong shape.
         FloatingPointError: the result is not finite.
     """
     plan = _plan(table)
-    out = _play(plan, predict, x, _drawing(table, noise), _eager, [step.time for step in plan], callback)
-    bad = ~out.isfinite()
-    if bool(bad.any()):
+    out = _play(plan, predict, x, _drawing(table, noise), _Ring(plan, x), [step.time for step in plan], callback)
+    # A finite sum has finite terms, and is one pass; an infinite one may be an overflow.
+    if not bool(out.sum().isfinite()) and bool((bad := ~out.isfinite()).any()):
         first = int(bad.reshape(len(out), -1).any(1).int().argmax())
         raise FloatingPointError(f"{table.name}, replayed: the result is not finite (first bad sample: {first})")
     return out
@@ -86,7 +88,7 @@ def capture(
     plan = _plan(table)
     times = [step.time.to(like.device) for step in plan]
     start, noises = torch.zeros_like(like), like.new_zeros((table.draws, *like.shape))
-    add = _compiled(plan, like) if compiled else _eager
+    add = _compiled(plan, like) if compiled else _fresh
     graph = torch.cuda.CUDAGraph()
 
     def once() -> Tensor:
@@ -126,6 +128,7 @@ class _Step(NamedTuple):
     time: Tensor
     draws: tuple[tuple[int, int], ...]  # noises that are read here first: number and column
     done: tuple[int, ...]  # columns that are not read again
+    slot: int  # which tensor of the ring it is computed into; -1 for one of its own
 
 
 class _Plan(list[_Step]):
@@ -133,6 +136,7 @@ class _Plan(list[_Step]):
 
     width: int
     output: int
+    slots: int
 
 
 @lru_cache(maxsize=64)
@@ -140,32 +144,59 @@ def _plan(table: Table) -> _Plan:
     """The rows in the form that is fastest to walk."""
     rows, n = len(table.kind), table.nfe
     first_noise = 1 + rows + 2 * n
-    reader = np.repeat(np.arange(rows), np.diff(table.first)).tolist()
-    last = dict(zip(table.columns.tolist(), reader, strict=True))
+    bounds = table.first.tolist()
+    columns: list[list[int]] = [table.columns[a:b].tolist() for a, b in pairwise(bounds)]
+    factors: list[list[float]] = [table.coefficients[a:b].tolist() for a, b in pairwise(bounds)]
+
+    # A row that is nothing but another one shares its tensor, so the tensor lives as long as any of them is read.
+    owner, last = list(range(table.width)), [-1] * table.width
+    for r in range(rows):
+        if factors[r] == [1.0]:
+            owner[1 + r] = owner[columns[r][0]]
+        last[1 + r] = r
+        for c in columns[r]:
+            last[c] = r
     last[table.output] = rows
-    plan, seen, asked, nodes = _Plan(), set[int](), 0, 0
-    plan.width, plan.output = table.width, table.output
+    alive = last.copy()
+    for c in range(table.width):
+        alive[owner[c]] = max(alive[owner[c]], last[c])
+
+    plan, asked, nodes = _Plan(), 0, 0
+    plan.width, plan.output, plan.slots = table.width, table.output, 0
+    free, held, drawn = list[int](), dict[int, int](), set[int]()
     for r, (kind, time) in enumerate(zip(table.kind.tolist(), torch.tensor(table.time[1:]).unbind(), strict=True)):
-        span = slice(table.first[r], table.first[r + 1])
-        columns = table.columns[span].tolist()
-        new = [c for c in columns if c >= first_noise and c not in seen]
-        seen.update(new)
-        terms = sorted(zip(table.coefficients[span].tolist(), columns, strict=True), key=lambda term: term[0] != 1.0)
+        slot = -1
+        if owner[1 + r] == 1 + r and alive[1 + r] < rows:
+            if not free:
+                free.append(plan.slots)
+                plan.slots += 1
+            held[1 + r] = slot = free.pop()
         answer = (1 + rows + asked, 1 + rows + n + asked) if kind == EVALUATE else None
-        made = [1 + r, *(answer or ())]
+        new = [c for c in columns[r] if c >= first_noise and c not in drawn]
+        drawn.update(new)
         plan.append(
             _Step(
-                terms=tuple(terms),
+                terms=tuple(sorted(zip(factors[r], columns[r], strict=True), key=lambda term: term[0] != 1.0)),
                 out=1 + r,
                 answer=answer,
                 node=nodes if kind == STATE else -1,
                 time=time,
                 draws=tuple((c - first_noise, c) for c in new),
-                done=tuple(c for c in [*columns, *made] if last.get(c, r) == r),
+                done=tuple(c for c in {*columns[r], 1 + r, *(answer or ())} if last[c] <= r),
+                slot=slot,
             )
         )
+        free += [held.pop(c) for c in list(held) if alive[c] <= r]
         asked, nodes = asked + (kind == EVALUATE), nodes + (kind == STATE)
     return plan
+
+
+class _Add(Protocol):
+    """How a row is computed."""
+
+    def __call__(self, step: _Step, values: list[Any]) -> Tensor:
+        """The row's combination of the values."""
+        ...
 
 
 def _play(
@@ -173,12 +204,15 @@ def _play(
     predict: Predict,
     x: Tensor,
     draw: Callable[[int], Tensor],
-    add: Callable[[_Step, list[Any]], Tensor],
+    add: _Add,
     times: list[Tensor],
     callback: Callable[[int, Tensor, Tensor], None] | None,
 ) -> Tensor:
     values: list[Any] = [None] * plan.width
     values[0], shape = x, x.shape
+    own = add.own if isinstance(add, _Ring) else None
+    if x.requires_grad:
+        add, own = _fresh, None
     for step, t in zip(plan, times, strict=True):
         for k, column in step.draws:
             values[column] = draw(k)
@@ -187,16 +221,20 @@ def _play(
             x0, eps = predict(out, t)
             if x0.shape != shape or eps.shape != shape:
                 raise ValueError(f"the prediction has shape {tuple(x0.shape)} where the state has {tuple(shape)}")
+            if own is not None:
+                x0, eps = own(x0), own(eps)
+                if x0.requires_grad or eps.requires_grad:  # from here on everything is remembered for the gradient
+                    add, own = _fresh, None
             values[step.answer[0]], values[step.answer[1]] = x0, eps
         elif callback is not None and step.node >= 0:
-            callback(step.node, t, out)
+            callback(step.node, t, out.clone())
         for column in step.done:
             values[column] = None
     return values[plan.output]
 
 
-def _eager(step: _Step, values: list[Any]) -> Tensor:
-    """One product, then fused multiply-adds into it."""
+def _fresh(step: _Step, values: list[Any]) -> Tensor:
+    """One product, then multiply-adds into it."""
     (c, column), *rest = step.terms
     if c == 1.0:
         if not rest:
@@ -210,7 +248,38 @@ def _eager(step: _Step, values: list[Any]) -> Tensor:
     return out
 
 
-def _compiled(plan: _Plan, like: Tensor) -> Callable[[_Step, list[Any]], Tensor]:
+class _Ring:
+    """The same, into tensors that are used again and again.
+
+    Asking the system for memory, and giving it back, in every step can cost more than the arithmetic.
+    """
+
+    def __init__(self, plan: _Plan, like: Tensor) -> None:
+        ring = like.new_empty((plan.slots, *like.shape))
+        self.slots = ring.unbind()
+        self.begin = ring.data_ptr()
+        self.end = self.begin + ring.numel() * ring.element_size()
+
+    def __call__(self, step: _Step, values: list[Any]) -> Tensor:
+        if step.slot < 0:
+            return _fresh(step, values)
+        out = self.slots[step.slot]
+        (c, column), *rest = step.terms
+        if c == 1.0:
+            (a, other), *rest = rest
+            torch.add(values[column], values[other], alpha=a, out=out)
+        else:
+            torch.mul(values[column], c, out=out)
+        for c, column in rest:
+            out.add_(values[column], alpha=c)
+        return out
+
+    def own(self, prediction: Tensor) -> Tensor:
+        """A prediction that lies in the ring (the point itself, or a view of it) has to live longer than its place."""
+        return prediction.clone() if self.begin <= prediction.data_ptr() < self.end else prediction
+
+
+def _compiled(plan: _Plan, like: Tensor) -> _Add:
     """Rows as one kernel each; the coefficients are data, so that rows of equal length share it."""
     factors = {
         step.out: torch.tensor([c for c, _ in step.terms], dtype=like.dtype, device=like.device) for step in plan

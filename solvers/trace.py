@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
-from math import isnan
+from math import isnan, nan
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -179,7 +179,7 @@ class _Tape:
         # There and back again (another curve, another clock) is a factor one up to rounding.
         return [(c, 1.0 if abs(a - 1) < 1e-15 else a) for c, a in found]
 
-    def name(self, value: Tensor, kind: int, time: float = float("nan")) -> None:
+    def name(self, value: Tensor, kind: int, time: float = nan) -> None:
         """Write a row and turn the tensor, in place, into its symbol; what is a symbol already stays it."""
         terms = self.terms(value)
         plain = len(terms) == 1 and terms[0][1] == 1.0
@@ -223,12 +223,14 @@ class _Tape:
 
         entries = [sorted((place[self.made[c]], a) for c, a in row.terms) for row in rows]
         times = torch.tensor([start, *(row.time for row in rows)], dtype=torch.float64)
+        alpha, sigma, timed = torch.full_like(times, nan), torch.full_like(times, nan), ~times.isnan()
+        alpha[timed], sigma[timed] = self.path.alpha(times[timed]), self.path.sigma(times[timed])
         return Table(
             name=name,
             kind=np.array([row.kind for row in rows], np.int64),
             time=times.numpy(),
-            alpha=self.path.alpha(times).numpy(),
-            sigma=self.path.sigma(times).numpy(),
+            alpha=alpha.numpy(),
+            sigma=sigma.numpy(),
             first=np.cumsum([0, *map(len, entries)], dtype=np.int64),
             columns=np.array([c for row in entries for c, _ in row], np.int64),
             coefficients=np.array([a for row in entries for _, a in row], np.float64),

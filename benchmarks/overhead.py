@@ -1,0 +1,287 @@
+"""What a step costs beyond the network: host time per step, ours and others', in one run.
+
+The network is a constant, so all that is left is the solver: its coefficients, its history, its arithmetic on the
+state. Everybody samples the same number of steps on one thread, whose processor time is counted; contestants take turns,
+so that whatever else the machine does falls on all of them, and the table shows medians and their ratio to a hand-written DDIM loop of two
+operations per step, ``x = torch.add(a * x, eps, alpha=b)`` with its coefficients computed beforehand. The allocator is
+told to keep the memory it has: page faults, which come and go with the weather, can cost more than the arithmetic.
+
+    python -m benchmarks.overhead
+    python -m benchmarks.overhead --steps 100 --rounds 101 --shape 64 3 32 32
+    python -m benchmarks.overhead --check        # exit code 1 unless the goals are met
+
+Peers are measured when they are installed (diffusers, azula, k-diffusion, torchdiffeq) and left out otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import io
+import statistics
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdegen.paths import VP, GaussianPath
+from solvers import BrownianMotion, DiffusionProblem, Prediction, integrate, resolve
+from solvers.grids import logsnr
+from solvers.replay import replay
+from solvers.trace import trace
+
+FIRST_ORDER, MULTISTEP, REPLAY = 1.3, 2.0, 1.0
+"""The goals, as ratios to the hand-written loop."""
+
+OURS = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "unipc_3", "deis_2", "exp_adams_3", "heun", "edm_heun", "sde_dpmpp_2m")
+"""Of these, the names that are in ``SOLVERS`` are measured."""
+
+
+class Contestant(NamedTuple):
+    """Something that samples.
+
+    Attributes:
+        name: whose it is, and what.
+        run: one solve.
+        goal: the ratio it must not exceed, if any.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    goal: float | None = None
+
+
+class Setting(NamedTuple):
+    """What everybody is given."""
+
+    path: GaussianPath
+    ts: Tensor
+    x: Tensor
+    answer: Prediction
+
+    @property
+    def steps(self) -> int:
+        return len(self.ts) - 1
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        """The network: it costs nothing."""
+        return self.answer
+
+
+def hand_written(given: Setting) -> Callable[[], Tensor]:
+    """DDIM with nothing around it: two kernels per step."""
+    alpha, sigma = given.path.alpha(given.ts), given.path.sigma(given.ts)
+    a = alpha[1:] / alpha[:-1]
+    coefficients = list(zip(a.tolist(), (sigma[1:] - a * sigma[:-1]).tolist(), strict=True))
+    eps = given.answer.eps
+
+    def run() -> Tensor:
+        x = given.x
+        for a, b in coefficients:
+            x = torch.add(a * x, eps, alpha=b)
+        return x
+
+    return run
+
+
+def ours(given: Setting) -> Iterator[Contestant]:
+    """Stepping and replaying."""
+    from solvers import SOLVERS
+
+    problem = DiffusionProblem(given.path, given.predict)
+    for name in OURS:
+        if name not in SOLVERS:
+            continue
+        solver = resolve(name)
+        table = trace(solver, given.path, given.ts)
+        noise: Any = _Drawn(given.x) if solver.stochastic else None
+        single = solver.nfe_per_step == 1 and not solver.stochastic
+        goal = None if not single else FIRST_ORDER if solver.order == 1 else MULTISTEP
+        yield Contestant(
+            f"ours, {name}", lambda s=solver, w=noise: integrate(s, problem, given.x, given.ts, noise=w), goal
+        )
+        goal = REPLAY if solver.order == 1 and single else None
+        yield Contestant(
+            f"ours, {name}, replayed", lambda t=table, w=noise: replay(t, given.predict, given.x, noise=w), goal
+        )
+
+
+class _Drawn:
+    """Noise that was drawn before: the random numbers cost everybody the same."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.z = BrownianMotion(x, seed=0)(torch.tensor(-1.0), torch.tensor(1.0))
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.z
+
+
+def diffusers(given: Setting) -> Iterator[Contestant]:
+    """Schedulers in their usual loop; ``set_timesteps`` is not timed."""
+    warnings.simplefilter("ignore")
+    library = importlib.import_module("diffusers")
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    for label, kind, options in [
+        ("DDIM", "DDIMScheduler", {"clip_sample": False}),
+        ("Euler", "EulerDiscreteScheduler", {}),
+        ("DPM++2M", "DPMSolverMultistepScheduler", {}),
+        ("UniPC", "UniPCMultistepScheduler", {}),
+        ("DEIS", "DEISMultistepScheduler", {}),
+    ]:
+        scheduler = getattr(library, kind)(**betas, **options)
+        scheduler.set_timesteps(given.steps)
+        fresh = dict(vars(scheduler))
+
+        def run(scheduler: Any = scheduler, fresh: dict[str, Any] = fresh) -> Tensor:
+            vars(scheduler).update(fresh)
+            if hasattr(scheduler, "model_outputs"):
+                scheduler.model_outputs = [None] * len(scheduler.model_outputs)
+            x = given.x
+            for t in scheduler.timesteps:
+                scheduler.scale_model_input(x, t)
+                x = scheduler.step(given.answer.eps, t, x, return_dict=False)[0]
+            return x
+
+        yield Contestant(f"diffusers, {label}", run)
+
+
+def azula(given: Setting) -> Iterator[Contestant]:
+    """Samplers of azula on its VP schedule."""
+    denoise = importlib.import_module("azula.denoise")
+    noise = importlib.import_module("azula.noise")
+    sample = importlib.import_module("azula.sample")
+
+    class Constant(denoise.Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedule = noise.VPSchedule()
+            self.posterior = denoise.DiracPosterior(mean=given.answer.x0)
+
+        def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
+            return self.posterior
+
+    for label, kind in [
+        ("DDIM", "DDIMSampler"),
+        ("Euler", "EulerSampler"),
+        ("zAB2", "zABSampler"),
+        ("xEAB2", "xEABSampler"),
+    ]:
+        sampler = getattr(sample, kind)(Constant(), steps=given.steps, silent=True)
+        yield Contestant(f"azula, {label}", lambda sampler=sampler: sampler(given.x))
+
+
+def k_diffusion(given: Setting) -> Iterator[Contestant]:
+    """Functions of k-diffusion, without the parts of the package that want more packages."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("k_diffusion")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules["k_diffusion"] = package
+    missing = [] if importlib.util.find_spec("torchvision") else ["torchvision", "torchvision.transforms"]
+    for name in missing:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].functional = None  # ty: ignore
+    sampling = importlib.import_module("k_diffusion.sampling")
+    for name in missing:
+        del sys.modules[name]
+    sigmas = torch.exp(-given.path.logsnr(given.ts) / 2).float()
+    for label, function in [("Euler", sampling.sample_euler), ("DPM++2M", sampling.sample_dpmpp_2m)]:
+        yield Contestant(
+            f"k-diffusion, {label}",
+            lambda f=function: f(lambda x, sigma: given.answer.x0, given.x, sigmas, disable=True),
+        )
+
+
+def torchdiffeq(given: Setting) -> Iterator[Contestant]:
+    """Fixed-step methods on a constant velocity."""
+    odeint = importlib.import_module("torchdiffeq").odeint
+    for method in ("euler", "midpoint"):
+        yield Contestant(
+            f"torchdiffeq, {method}",
+            lambda method=method: odeint(lambda t, x: given.answer.eps, given.x, given.ts, method=method),
+        )
+
+
+PEERS = (torchdiffeq, k_diffusion, azula, diffusers)
+
+
+def contestants(given: Setting) -> tuple[list[Contestant], list[str]]:
+    """Everybody who is here, the hand-written loop first, and the names of those who are not."""
+    here, absent = [Contestant("hand-written DDIM", hand_written(given)), *ours(given)], []
+    for peer in PEERS:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                here += list(peer(given))
+        except ImportError as error:
+            absent.append(f"{peer.__name__} ({error})")
+    return here, absent
+
+
+def keep_memory() -> None:
+    """Ask glibc not to give freed memory back to the system; elsewhere do nothing."""
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 1 << 25)
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(top_pad, 1 << 28)
+
+
+def measure(everybody: Sequence[Contestant], steps: int, rounds: int) -> np.ndarray:
+    """Microseconds per step, (rounds, contestants); everybody runs once in every round, in turns."""
+    for contestant in everybody:
+        contestant.run()
+    out = np.empty((rounds, len(everybody)))
+    for row in out:
+        for i, contestant in enumerate(everybody):
+            begun = time.thread_time()
+            contestant.run()
+            row[i] = (time.thread_time() - begun) / steps * 1e6
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if asked to check and a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--shape", type=int, nargs="+", default=[64, 3, 32, 32])
+    parser.add_argument("--check", action="store_true", help="fail unless the goals are met")
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(1)
+    keep_memory()
+    draw = torch.Generator().manual_seed(0)
+    x, x0, eps = (torch.randn(options.shape, generator=draw) for _ in range(3))
+    path = VP()
+    given = Setting(path, logsnr(path, options.steps), x, Prediction(x0, eps))
+    everybody, absent = contestants(given)
+    with torch.no_grad():
+        times = measure(everybody, options.steps, options.rounds)
+
+    missed = 0
+    print(f"{tuple(options.shape)} float32, {options.steps} steps, one thread, median of {options.rounds} rounds")
+    print(f"{'':<32}{'us/step':>9}{'ratio':>8}{'goal':>7}")
+    for contestant, column in zip(everybody, times.T, strict=True):
+        ratio = statistics.median(column / times[:, 0])
+        met = contestant.goal is None or ratio <= contestant.goal
+        missed += not met
+        goal = "" if contestant.goal is None else f"{contestant.goal:7.1f}{'' if met else '  missed'}"
+        print(f"{contestant.name:<32}{statistics.median(column):9.1f}{ratio:8.2f}{goal}")
+    if absent:
+        print("not installed:", "; ".join(absent))
+    return int(options.check and missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
