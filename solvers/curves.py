@@ -6,10 +6,10 @@ changes what is sampled: at equal logsnr the states of two paths differ by the f
 (Euler, Heun, any Runge-Kutta method, any black box) approximates it, and that can be a factor of two in network calls.
 
     curve     constraint               clock       time
-    Circle    alpha^2 + sigma^2 = 1    LAM         -logsnr / 2
-    Chord     alpha + sigma = 1        SIGMA_HAT   sigma / alpha
-    Ray       alpha = 1                FLOW_TIME   sigma / (alpha + sigma)
-    Tangent   sigma = 1                            or any path's own
+    Circle    alpha^2 + sigma^2 = 1    Lam         -logsnr / 2
+    Chord     alpha + sigma = 1        SigmaHat    sigma / alpha
+    Ray       alpha = 1                FlowTime    sigma / (alpha + sigma)
+    Tangent   sigma = 1                OwnClock    any path's own
 
 "The EDM sampler" is Heun on the ray in the clock sigma / alpha, a flow sampler is Euler on the chord in flow time, and
 a black box is at its best where the state and the drift stay of order one: on the circle, in lam.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -32,16 +32,17 @@ from solvers.problem import Path
 __all__ = [
     "EDM",
     "FLOW",
-    "FLOW_TIME",
-    "LAM",
-    "SIGMA_HAT",
     "VP_LAM",
     "Chord",
     "Circle",
     "Clock",
     "Coordinates",
     "Curve",
+    "FlowTime",
+    "Lam",
+    "OwnClock",
     "Ray",
+    "SigmaHat",
     "Tangent",
 ]
 
@@ -135,7 +136,9 @@ class Clock(Protocol):
 
 
 @dataclass(frozen=True)
-class _Lam:
+class Lam:
+    """Time is -logsnr / 2."""
+
     def logsnr(self, t: Tensor) -> Tensor:
         return -2 * t
 
@@ -147,7 +150,9 @@ class _Lam:
 
 
 @dataclass(frozen=True)
-class _SigmaHat:
+class SigmaHat:
+    """Time is sigma / alpha."""
+
     def logsnr(self, t: Tensor) -> Tensor:
         return -2 * t.log()
 
@@ -159,7 +164,9 @@ class _SigmaHat:
 
 
 @dataclass(frozen=True)
-class _FlowTime:
+class FlowTime:
+    """Time is sigma / (alpha + sigma)."""
+
     def logsnr(self, t: Tensor) -> Tensor:
         return 2 * ((-t).log1p() - t.log())
 
@@ -186,11 +193,6 @@ class OwnClock:
         return self.path.time(logsnr)
 
 
-LAM: Clock = _Lam()
-SIGMA_HAT: Clock = _SigmaHat()
-FLOW_TIME: Clock = _FlowTime()
-
-
 @dataclass(frozen=True)
 class Coordinates:
     """A curve run through by a clock: a :class:`~solvers.problem.Path` without a range of its own.
@@ -202,8 +204,8 @@ class Coordinates:
 
     curve: Curve
     clock: Clock
-    t_min: float = -math.inf
-    t_max: float = math.inf
+    t_min: float = field(default=-math.inf, repr=False)
+    t_max: float = field(default=math.inf, repr=False)
 
     def over(self, path: Path) -> Coordinates:
         """The same coordinates on the range of logsnr in which ``path`` is used."""
@@ -229,11 +231,11 @@ class Coordinates:
         return -(self.sigma(t) ** 2) * self.clock.dlogsnr(t)
 
 
-EDM = Coordinates(Ray(), SIGMA_HAT)
+EDM = Coordinates(Ray(), SigmaHat())
 """alpha = 1, sigma = t: where Karras et al. 2022 integrate."""
 
-FLOW = Coordinates(Chord(), FLOW_TIME)
+FLOW = Coordinates(Chord(), FlowTime())
 """alpha = 1 - t, sigma = t: flow matching and rectified flow."""
 
-VP_LAM = Coordinates(Circle(), LAM)
+VP_LAM = Coordinates(Circle(), Lam())
 """The circle in the clock lam: state and drift of order one everywhere."""
