@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdegen.likelihood.ode import Exact, Hutchinson, LogDensity, Trace, log_density, ode_log_prob
+from sdegen.likelihood.ode import Exact, Hutchinson, LogDensity, Trace, log_density, ode_log_prob, trace_for
 from sdegen.likelihood.report import LikelihoodReport, bound, importance, ode_likelihood
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "log_density",
     "ode_likelihood",
     "ode_log_prob",
+    "trace_for",
 ]

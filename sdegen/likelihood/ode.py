@@ -43,7 +43,7 @@ from sdegen.models.diffusion import GaussianDiffusion
 from solvers import GRIDS, ODE, DiffusionProblem, Solver, expand, resolve, solve, standard_normal
 from solvers.solve import find, steps_within
 
-__all__ = ["Exact", "Hutchinson", "LogDensity", "Trace", "log_density", "ode_log_prob"]
+__all__ = ["Exact", "Hutchinson", "LogDensity", "Trace", "log_density", "ode_log_prob", "trace_for"]
 
 Field = Callable[[Tensor], Tensor]
 Estimate = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
@@ -150,6 +150,11 @@ class Hutchinson(Trace):
         return estimate
 
 
+def trace_for(dims: int, seed: int = 0) -> Trace:
+    """The exact trace of events of up to 16 coordinates, one Hutchinson probe beyond."""
+    return Exact() if dims <= 16 else Hutchinson(seed=seed)
+
+
 def _at_once(z: Tensor) -> int:
     """Jacobian products taken together: as many as make a batch of a million numbers."""
     return max(1, 2**20 // z.numel())
@@ -231,6 +236,10 @@ def log_density(
         return torch.cat([(expand(f, x) * x + expand(c, x) * eps).flatten(1), expand(c, traces) * traces], 1)
 
     method = resolve(solver)
+    if method.stochastic:
+        raise ValueError(f"{method} draws noise: a density is carried along an ODE by a solver without noise")
+    if sum(budget is not None for budget in (steps, nfe, ts, tol)) > 1:
+        raise ValueError("give at most one of steps, nfe, ts and tol")
     if nfe is not None:
         steps = steps_within(method, nfe)
     if steps is not None:
@@ -278,7 +287,7 @@ def ode_log_prob(
         model: a diffusion, in evaluation mode.
         x: data (B, *event), model units; float64 data are integrated in float64.
         cond: class labels (B,) or None.
-        trace: exact for events of up to 16 coordinates, one Hutchinson probe beyond, by default.
+        trace: :func:`trace_for` the model's events by default.
         draws: z_0 drawn for each datum, where the decoder is discrete.
         seed: of z_0 and of the default probes.
         samples: sample numbers, which key all noise; ``range(B)`` by default.
@@ -288,10 +297,12 @@ def ode_log_prob(
         ``log_prob`` is log p(x), or for grey levels the lower bound on log P(x), averaged over the draws.
     """
     model.check(x)
+    if draws < 1:
+        raise ValueError(f"draws is at least 1, not {draws}")
     numbers = list(samples if samples is not None else range(len(x)))
     draws = draws if model.discrete else 1
     keys = [k for n in numbers for k in range(n * draws, (n + 1) * draws)]
-    trace = trace or (Exact() if model.dims <= 16 else Hutchinson(seed=seed))
+    trace = trace or trace_for(model.dims, seed)
     rows = x.repeat_interleave(draws, 0)
     labels = None if cond is None else cond.repeat_interleave(draws, 0)
     with torch.no_grad():

@@ -326,9 +326,7 @@ class LatentVariableModel(nn.Module, ABC):
     def check(self, x: Tensor) -> None:
         """Refuse data that are not this model's."""
         if tuple(x.shape[1:]) != self.event_shape:
-            raise ValueError(
-                f"the model's data have shape (B, {', '.join(map(str, self.event_shape))}), not {tuple(x.shape)}"
-            )
+            raise ValueError(f"an example of this model has shape {self.event_shape}, not {tuple(x.shape[1:])}")
         if not bool(x.isfinite().all()):
             bad = int((~x.isfinite()).flatten(1).any(1).int().argmax())
             raise ValueError(f"example {bad} is not finite")

@@ -109,7 +109,7 @@ def test_discretised_tails_have_no_floor(kind: type[DiscretisedGaussian] | type[
     reference = scipy.stats.norm if kind is DiscretisedGaussian else scipy.stats.logistic
     for sigmas in (0.0, 3.0, 20.0, 40.0):
         mean = float(LEVELS[8]) - sigmas * scale
-        p = kind(torch.full((1, 1), mean).double(), torch.tensor(scale, dtype=torch.float64).log(), BINS)
+        p = kind(torch.full((1, 1), mean, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64).log(), BINS)
         for k in (0, 8, 16):
             low, high = LEVELS[k] - BINS.width / 2, LEVELS[k] + BINS.width / 2
             # the reference in the tail where it keeps its digits
