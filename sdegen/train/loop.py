@@ -8,6 +8,7 @@ to save, a resumed run equals an uninterrupted one bit for bit on the CPU, and t
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sdegen.data import Dataset
+from sdegen.objectives import low_discrepancy
 from sdegen.runs import STATE, Run
 from sdegen.train.config import TrainConfig
 from sdegen.train.ema import EMA
@@ -44,7 +46,7 @@ def fit(
     """Train ``model`` and leave the averaged weights in it.
 
     Args:
-        model: a module with ``loss(x, cond, generator=)`` -> 0-dim and ``elbo(x, cond, generator=, draws=)``, such as
+        model: a module with ``loss(x, cond, generator=)`` -> 0-dim and ``bound(x, cond, u, generator)``, such as
             every :class:`sdegen.models.LatentVariableModel`; its device is used.
         dataset: what to train on and, held out, to be judged by.
         config: the settings.
@@ -126,7 +128,9 @@ def fit(
 def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
     """Mean bound on held-out examples in bits per dimension, with the same noise at every call.
 
-    Of grey levels this is a code length; of real-valued data, a density's, in model units, and may be negative.
+    Of grey levels this is a code length; of real-valued data, a density's, in model units, and may be negative. The
+    noise levels of all examples and draws are evenly spread, which makes the mean several times as precise as
+    independent ones; it is for watching and comparing, and :meth:`elbo` is for reports with standard errors.
 
     Args:
         model: see :func:`fit`.
@@ -136,11 +140,13 @@ def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
     x, cond = dataset.test[: config.eval_size], None
     if dataset.test_cond is not None and config.conditional:
         cond = dataset.test_cond[: config.eval_size]
-    generator, bits = torch.Generator(x.device).manual_seed(_seed(config.seed, 2, 0)), []
-    for rows in torch.arange(len(x), device=x.device).split(256):
-        bound = model.elbo(x[rows], None if cond is None else cond[rows], generator=generator, draws=config.eval_draws)
-        bits.append(bound.bits_per_dim(dataset.dims))
-    return float(torch.cat(bits).mean())
+    generator = torch.Generator(x.device).manual_seed(_seed(config.seed, 2, 0))
+    u, nats = low_discrepancy(config.eval_draws * len(x), generator).reshape(config.eval_draws, -1), []
+    for draw in u:
+        for rows in torch.arange(len(x), device=x.device).split(256):
+            bound = model.bound(x[rows], None if cond is None else cond[rows], draw[rows], generator)
+            nats.append(bound.total)
+    return float(torch.cat(nats).mean()) / (dataset.dims * math.log(2))
 
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left{postfix}"

@@ -44,10 +44,9 @@ class Line(nn.Module):
         loss = (dropout(x + noise, 0.2, self.training) @ self.w + self.b - x).square().mean()
         return loss * float("nan") if self.poison_at == len(self.seen) else loss
 
-    def elbo(self, x: Tensor, cond: Tensor | None = None, *, generator: torch.Generator, draws: int) -> SimpleNamespace:
-        noise = torch.randn((draws, *x.shape), generator=generator)
-        bits = ((x + noise) @ self.w + self.b - x).square().mean((0, 2))
-        return SimpleNamespace(bits_per_dim=lambda dims: bits)
+    def bound(self, x: Tensor, cond: Tensor | None, u: Tensor, generator: torch.Generator) -> SimpleNamespace:
+        noise = u.float().unsqueeze(1) * torch.randn(x.shape, generator=generator)
+        return SimpleNamespace(total=((x + noise) @ self.w + self.b - x).square().mean(1))
 
 
 def data(labels: bool = False) -> Dataset:
