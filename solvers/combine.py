@@ -15,7 +15,7 @@ from torch import Tensor
 from solvers.curves import Coordinates, Curve, OwnClock
 from solvers.integrate import Solver
 from solvers.noise import Noise
-from solvers.problem import DiffusionProblem, Prediction, mix
+from solvers.problem import DiffusionProblem, Nodes, Path, Prediction, mix
 
 __all__ = ["FinalStep", "InScaling", "OnPath", "Warmup"]
 
@@ -117,7 +117,7 @@ class FinalStep(Solver[tuple[float, Any]]):
 
 
 @dataclass(frozen=True)
-class OnPath(Solver[tuple[Coordinates, Any]]):
+class OnPath(Solver[tuple[Path, Any]]):
     """Any solver, run on another curve and in another clock.
 
     x' = (alpha' / alpha) x at equal logsnr, a step of ``solver`` on the other path, and back. The grid is the
@@ -136,11 +136,12 @@ class OnPath(Solver[tuple[Coordinates, Any]]):
     def __post_init__(self) -> None:
         self.declare(**_facts(self.solver), grid=self.grid or self.solver.grid)
 
-    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> tuple[Coordinates, Any]:
-        there = self.path.over(problem.path)
-        return there, self.solver.init(problem.rescaled(there), x, there.time(problem.path.logsnr(ts)))
+    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> tuple[Path, Any]:
+        here, there = problem.path, self.path.over(problem.path)
+        there = here.on(there) if isinstance(here, Nodes) else there
+        return there, self.solver.init(problem.rescaled(there), x, there.time(here.logsnr(ts)))
 
-    def observe(self, state: tuple[Coordinates, Any], lam: Tensor, prediction: Prediction) -> tuple[Coordinates, Any]:
+    def observe(self, state: tuple[Path, Any], lam: Tensor, prediction: Prediction) -> tuple[Path, Any]:
         return state[0], self.solver.observe(state[1], lam, prediction)
 
     def step(
@@ -149,9 +150,9 @@ class OnPath(Solver[tuple[Coordinates, Any]]):
         x: Tensor,
         t: Tensor,
         s: Tensor,
-        state: tuple[Coordinates, Any],
+        state: tuple[Path, Any],
         noise: Noise,
-    ) -> tuple[Tensor, tuple[Coordinates, Any]]:
+    ) -> tuple[Tensor, tuple[Path, Any]]:
         here, (there, inner) = problem.path, state
         u, v = there.time(here.logsnr(t)), there.time(here.logsnr(s))
         x = mix((there.alpha(u) / here.alpha(t), x))

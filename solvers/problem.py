@@ -107,8 +107,8 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
 def mix(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     """The linear combination c_1 x_1 + c_2 x_2 + ..., in the dtype and on the device of the states.
 
-    One new tensor, and one fused kernel for every term after the first: a state of an image batch is some megabytes, and
-    asking the system for fresh ones costs more than the additions.
+    One new tensor, and one fused kernel for every term after the first: a state of an image batch is some megabytes,
+    and asking the system for fresh ones costs more than the additions.
 
     Args:
         terms: pairs (coefficient, state); a coefficient is a number, 0-dim, (B,) or (B, 1, ..., 1).
@@ -134,56 +134,64 @@ def _number(c: Tensor | float, x: Tensor) -> Tensor | float:
     return expand(c, x).to(x) if isinstance(c, Tensor) and (c.ndim > 0 or c.requires_grad) else float(c)
 
 
-class _At(NamedTuple):
-    """What a path says at one node."""
-
-    alpha: Tensor
-    sigma: Tensor
-    logsnr: Tensor
-    f: Tensor
-    g2: Tensor
+def _within(t: Tensor, path: Path) -> Tensor:
+    """A time that was computed, and is exact to rounding only, held in the range; itself where it lies there."""
+    number = t.ndim == 0 and not t.requires_grad
+    return t if number and path.t_min <= float(t) <= path.t_max else t.clamp(path.t_min, path.t_max)
 
 
 class Nodes:
     """A path with its values at the nodes of a grid looked up in place of computed.
 
-    The keys are the node objects themselves: a step that asks for ``alpha(s)`` with the ``s`` it was handed is answered
-    from the table, and any other time is passed on to the path.
+    The keys are the objects themselves: a step that asks for ``alpha(s)`` with the ``s`` it was handed is answered from
+    the table, and any other time is passed on to the path. That of a node's logsnr is the node, so the way to another
+    path and back (:meth:`on`) leads from object to object, and is exact.
 
     Args:
         path: the path.
         nodes: 0-dim float64 tensors.
+        logsnr: theirs, where it is known already.
     """
 
-    def __init__(self, path: Path, nodes: Sequence[Tensor]) -> None:
-        ts = torch.stack(list(nodes))
-        columns = (path.alpha(ts), path.sigma(ts), path.logsnr(ts), path.f(ts), path.g2(ts))
+    def __init__(self, path: Path, nodes: Sequence[Tensor], logsnr: Sequence[Tensor] | None = None) -> None:
         self.path, self.t_min, self.t_max = path, path.t_min, path.t_max
-        self._nodes = nodes  # keeps them alive, so that no other tensor can have the id of one
-        self._table = dict(zip(map(id, nodes), map(_At._make, zip(*columns, strict=True)), strict=True))
+        self._ts = torch.stack(list(nodes))
+        # These are kept alive, so that no other tensor can have the id of one.
+        self._nodes, self._levels = nodes, path.logsnr(self._ts).unbind() if logsnr is None else logsnr
+        self._columns = {"logsnr": self._column(nodes, self._levels), "time": self._column(self._levels, nodes)}
+
+    @staticmethod
+    def _column(keys: Sequence[Tensor], values: Sequence[Tensor]) -> dict[int, Tensor]:
+        return dict(zip(map(id, keys), values, strict=True))
+
+    def _look_up(self, what: str, key: Tensor) -> Tensor:
+        column = self._columns.get(what)
+        if column is None:  # computed when it is asked for, at all nodes at once
+            column = self._columns[what] = self._column(self._nodes, getattr(self.path, what)(self._ts).unbind())
+        value = column.get(id(key))
+        return getattr(self.path, what)(key) if value is None else value
 
     def alpha(self, t: Tensor) -> Tensor:
-        at = self._table.get(id(t))
-        return self.path.alpha(t) if at is None else at.alpha
+        return self._look_up("alpha", t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        at = self._table.get(id(t))
-        return self.path.sigma(t) if at is None else at.sigma
+        return self._look_up("sigma", t)
 
     def logsnr(self, t: Tensor) -> Tensor:
-        at = self._table.get(id(t))
-        return self.path.logsnr(t) if at is None else at.logsnr
+        return self._look_up("logsnr", t)
 
     def f(self, t: Tensor) -> Tensor:
-        at = self._table.get(id(t))
-        return self.path.f(t) if at is None else at.f
+        return self._look_up("f", t)
 
     def g2(self, t: Tensor) -> Tensor:
-        at = self._table.get(id(t))
-        return self.path.g2(t) if at is None else at.g2
+        return self._look_up("g2", t)
 
     def time(self, logsnr: Tensor) -> Tensor:
-        return self.path.time(logsnr)
+        return self._look_up("time", logsnr)
+
+    def on(self, path: Path) -> Nodes:
+        """Another path with the nodes of equal logsnr."""
+        return Nodes(path, path.time(torch.stack(list(self._levels))).unbind(), self._levels)
 
 
 @dataclass(frozen=True)
@@ -286,8 +294,7 @@ class DiffusionProblem:
         old = self.path
 
         def predict(x: Tensor, t: Tensor) -> Prediction:
-            # The inverse is exact to rounding only, and nothing may be asked outside the range.
-            u = old.time(path.logsnr(t)).clamp(old.t_min, old.t_max)
+            u = _within(old.time(path.logsnr(t)), old)
             return self.predict(mix((old.alpha(u) / path.alpha(t), x)), u)
 
         return DiffusionProblem(path, predict)
