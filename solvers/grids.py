@@ -35,11 +35,16 @@ __all__ = [
 Grid = Callable[[Path, int], Tensor]
 
 
-def _between(path: Path, n: int) -> Tensor:
-    """n + 1 equal parts of [0, 1], from 0 at the noise to 1 at the data."""
+def _ends(path: Path) -> Tensor:
+    """The noisy and the clean end of the range, (2,), with all their digits."""
+    return torch.tensor([path.t_max, path.t_min], dtype=torch.float64)
+
+
+def _spread(ends: Tensor, n: int) -> Tensor:
+    """n equal steps from ends[0] to ends[1]."""
     if n < 1:
         raise ValueError(f"a grid has at least one step, got {n}")
-    return torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, n + 1, dtype=torch.float64))
 
 
 def _pinned(path: Path, ts: Tensor) -> Tensor:
@@ -58,9 +63,7 @@ def uniform(path: Path, n: int) -> Tensor:
     Returns:
         ts of shape (n + 1,), float64, falling from ``path.t_max`` to ``path.t_min``.
     """
-    return _pinned(
-        path, torch.lerp(torch.tensor(path.t_max).double(), torch.tensor(path.t_min).double(), _between(path, n))
-    )
+    return _pinned(path, _spread(_ends(path), n))
 
 
 def power(path: Path, n: int, p: float = 2.0) -> Tensor:
@@ -70,8 +73,7 @@ def power(path: Path, n: int, p: float = 2.0) -> Tensor:
     """
     if p <= 0:
         raise ValueError(f"the power of a grid is positive, got {p}")
-    ends = torch.tensor([path.t_max, path.t_min]).double() ** (1 / p)
-    return _pinned(path, torch.lerp(ends[0], ends[1], _between(path, n)) ** p)
+    return _pinned(path, _spread(_ends(path) ** (1 / p), n) ** p)
 
 
 def quadratic(path: Path, n: int) -> Tensor:
@@ -81,23 +83,21 @@ def quadratic(path: Path, n: int) -> Tensor:
 
 def logsnr(path: Path, n: int) -> Tensor:
     """Equal steps in logsnr. Reference: Lu et al. 2022, arXiv:2206.00927, section 3.3."""
-    ends = path.logsnr(torch.tensor([path.t_max, path.t_min]).double())
-    return _pinned(path, path.time(torch.lerp(ends[0], ends[1], _between(path, n))))
+    return _pinned(path, path.time(_spread(path.logsnr(_ends(path)), n)))
 
 
 def karras(path: Path, n: int, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma / alpha)^(1/rho). Reference: Karras et al. 2022, arXiv:2206.00364, eq. 5."""
     if rho <= 0:
         raise ValueError(f"rho is positive, got {rho}")
-    ends = (-0.5 * path.logsnr(torch.tensor([path.t_max, path.t_min]).double()) / rho).exp()
-    return _pinned(path, path.time(-2 * rho * torch.lerp(ends[0], ends[1], _between(path, n)).log()))
+    ends = (-0.5 * path.logsnr(_ends(path)) / rho).exp()
+    return _pinned(path, path.time(-2 * rho * _spread(ends, n).log()))
 
 
 def _levels(path: Path, index: Tensor, levels: int) -> Tensor:
     """Times of the whole-numbered levels 1..levels, equally spaced from t_min to t_max: i / T for a table of T."""
-    return torch.lerp(
-        torch.tensor(path.t_min).double(), torch.tensor(path.t_max).double(), (index - 1).double() / (levels - 1)
-    )
+    noisy, clean = _ends(path).unbind()
+    return torch.lerp(clean, noisy, (index - 1).double() / (levels - 1))
 
 
 def _enough(n: int, levels: int) -> None:

@@ -1,0 +1,92 @@
+"""Grids: their ends, their spacing, and what is no grid."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdegen.paths import VP
+from solvers import GRIDS, check_grid
+from solvers.grids import karras, leading, linspace, logsnr, power, quadratic, trailing, uniform
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_grid_is_a_grid(name: str, path) -> None:
+    for n in (1, 2, 10, 50):
+        ts = GRIDS[name](path, n)
+        assert ts.dtype == torch.float64
+        assert ts.shape == (n + 1,)
+        check_grid(ts, path.t_min, path.t_max)
+        assert float(ts[-1]) == path.t_min
+        if name != "leading":  # which misses the noisiest level, and says so
+            assert float(ts[0]) == path.t_max
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 400), name=st.sampled_from([n for n in GRIDS if n != "leading"]))
+def test_grids_survive_a_schedule_with_steep_ends(n: int, name: str) -> None:
+    path = VP()
+    ts = GRIDS[name](path, n)
+    check_grid(ts, path.t_min, path.t_max)
+    assert float(ts[0]) == path.t_max
+
+
+def test_what_is_equally_spaced_in_what(path) -> None:
+    def equal(values: torch.Tensor) -> bool:
+        return torch.allclose(values.diff(), values.diff().mean(), rtol=1e-6)
+
+    assert equal(uniform(path, 20))
+    assert equal(quadratic(path, 20).sqrt())
+    assert equal(power(path, 20, 3.0) ** (1 / 3))
+    assert equal(path.logsnr(logsnr(path, 20)))
+    assert equal((-path.logsnr(karras(path, 20, rho=5.0)) / 10).exp())
+
+
+def test_discrete_grids_visit_levels(vp) -> None:
+    for make in (leading, linspace, trailing):
+        levels = make(vp, 10, 1000) * 999
+        assert torch.allclose(levels, levels.round(), atol=1e-9)
+    assert float(leading(vp, 9, 1000)[0]) == pytest.approx(900 / 999)
+    with pytest.raises(ValueError, match="1 to 9 steps"):
+        trailing(vp, 10, levels=10)
+
+
+@pytest.mark.parametrize("make", [uniform, logsnr, karras])
+def test_no_steps_is_no_grid(make, vp) -> None:
+    with pytest.raises(ValueError, match="at least one step"):
+        make(vp, 0)
+
+
+def test_powers_are_positive(vp) -> None:
+    with pytest.raises(ValueError, match="power"):
+        power(vp, 4, 0.0)
+    with pytest.raises(ValueError, match="rho"):
+        karras(vp, 4, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("ts", "words"),
+    [
+        ([0.5], "at least two nodes"),
+        ([[1.0, 0.0]], "1-D"),
+        ([1.0, math.nan, 0.0], "finite"),
+        ([1.0, 0.5, 0.5, 0.0], "node 1 at t = 0.5 is followed by t = 0.5"),
+        ([1.0, 0.2, 0.3, 0.0], "node 1 at t = 0.2 is followed by t = 0.3"),
+        ([0.0, 0.3, 0.2, 1.0], "node 1 at t = 0.3 is followed by t = 0.2"),
+        ([1.1, 0.0], r"\[0, 1\], got \[0, 1.1\]"),
+        ([1.0, -0.1], r"range"),
+    ],
+)
+def test_what_is_no_grid_is_refused(ts: list, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_grid(torch.tensor(ts), 0.0, 1.0)
+
+
+def test_a_grid_comes_back_in_float64_on_the_cpu() -> None:
+    ts = check_grid(torch.tensor([1.0, 0.5, 0.25], dtype=torch.float32), 0.0, 1.0)
+    assert ts.dtype == torch.float64
+    assert ts.tolist() == [1.0, 0.5, 0.25]
