@@ -31,11 +31,12 @@ class Solver(ABC, Generic[S]):
 
     Attributes:
         order: declared order of convergence in the largest step (weak order where ``stochastic``); 0 for a method with
-            its own step control, which converges with its tolerance and not with the grid. It is declared here and
-            measured by the tests.
+            its own step control, which converges with its tolerance and not with the grid, and for one whose error no
+            grid removes (Langevin dynamics). It is declared here and measured by the tests.
         nfe_per_step: calls of ``predict`` in one step in the middle of a grid; 0 where the method decides.
         stochastic: whether steps draw noise.
         strong_order: declared order on one Brownian path, where ``stochastic``.
+        linear: whether a step of it is linear in state, predictions and noises.
         reference: author, year, identifier.
         grid: name of the grid that ``solve`` takes when none is given.
     """
@@ -44,6 +45,7 @@ class Solver(ABC, Generic[S]):
     nfe_per_step: int
     stochastic: bool = False
     strong_order: float = 1.0
+    linear: bool = True
     reference: str = ""
     grid: str = "logsnr"
 
