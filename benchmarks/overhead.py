@@ -1,13 +1,15 @@
 """What a step costs beyond the network: host time per step, ours and others', in one run.
 
 The network is a constant, so all that is left is the solver: its coefficients, its history, its arithmetic on the
-state. Everybody samples the same number of steps on one thread, whose processor time is counted; contestants take turns,
-so that whatever else the machine does falls on all of them, and the table shows medians and their ratio to a hand-written DDIM loop of two
-operations per step, ``x = torch.add(a * x, eps, alpha=b)`` with its coefficients computed beforehand. The allocator is
-told to keep the memory it has: page faults, which come and go with the weather, can cost more than the arithmetic.
+state. Everybody solves on a grid and on one with three times the steps, on one thread, whose processor time is counted;
+the difference is what steps cost, and the rest is the set-up, which everybody pays once per solve (schedulers are set
+up before the clock starts). Contestants take turns, so that whatever else the machine does falls on all of them, and
+the table shows medians over the rounds and the ratio to a hand-written DDIM loop of two operations per step,
+``x = torch.add(a * x, eps, alpha=b)`` with its coefficients computed beforehand. The allocator is told to keep the
+memory it has: page faults, which come and go with the weather, can cost more than the arithmetic.
 
     python -m benchmarks.overhead
-    python -m benchmarks.overhead --steps 100 --rounds 101 --shape 64 3 32 32
+    python -m benchmarks.overhead --steps 40 --rounds 101 --shape 64 3 32 32
     python -m benchmarks.overhead --check        # exit code 1 unless the goals are met
 
 Peers are measured when they are installed (diffusers, azula, k-diffusion, torchdiffeq) and left out otherwise.
@@ -21,12 +23,12 @@ import ctypes
 import importlib
 import importlib.util
 import io
-import statistics
 import sys
 import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,21 +181,29 @@ def azula(given: Setting) -> Iterator[Contestant]:
         yield Contestant(f"azula, {label}", lambda sampler=sampler: sampler(given.x))
 
 
-def k_diffusion(given: Setting) -> Iterator[Contestant]:
-    """Functions of k-diffusion, without the parts of the package that want more packages."""
+@lru_cache
+def _sampling() -> Any:
+    """k-diffusion's samplers, without the parts of the package that want more packages."""
     found = importlib.util.find_spec("k_diffusion")
     if found is None or not found.submodule_search_locations:
-        raise ImportError("k_diffusion")
+        raise ImportError("No module named 'k_diffusion'")
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(found.submodule_search_locations)
     sys.modules["k_diffusion"] = package
     missing = [] if importlib.util.find_spec("torchvision") else ["torchvision", "torchvision.transforms"]
     for name in missing:
         sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].functional = None  # ty: ignore
-    sampling = importlib.import_module("k_diffusion.sampling")
-    for name in missing:
-        del sys.modules[name]
+        setattr(sys.modules[name], "functional", None)  # noqa: B010
+    try:
+        return importlib.import_module("k_diffusion.sampling")
+    finally:
+        for name in missing:
+            del sys.modules[name]
+
+
+def k_diffusion(given: Setting) -> Iterator[Contestant]:
+    """Functions of k-diffusion."""
+    sampling = _sampling()
     sigmas = torch.exp(-given.path.logsnr(given.ts) / 2).float()
     for label, function in [("Euler", sampling.sample_euler), ("DPM++2M", sampling.sample_dpmpp_2m)]:
         yield Contestant(
@@ -237,49 +247,63 @@ def keep_memory() -> None:
         mallopt(top_pad, 1 << 28)
 
 
-def measure(everybody: Sequence[Contestant], steps: int, rounds: int) -> np.ndarray:
-    """Microseconds per step, (rounds, contestants); everybody runs once in every round, in turns."""
-    for contestant in everybody:
-        contestant.run()
-    out = np.empty((rounds, len(everybody)))
-    for row in out:
-        for i, contestant in enumerate(everybody):
-            begun = time.thread_time()
-            contestant.run()
-            row[i] = (time.thread_time() - begun) / steps * 1e6
-    return out
+def measure(
+    everybody: Sequence[tuple[Contestant, Contestant]], steps: int, rounds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Microseconds per step and per set-up, each (rounds, contestants).
+
+    Args:
+        everybody: each contestant on a grid of ``steps`` steps and on one of 3 ``steps``.
+        steps: of the shorter grid.
+        rounds: in each, everybody solves once on both grids, in turns.
+    """
+    times = np.empty((rounds + 2, len(everybody), 2))
+    for row in times:
+        for i, pair in enumerate(everybody):
+            for j, contestant in enumerate(pair):
+                begun = time.thread_time()
+                contestant.run()
+                row[i, j] = 1e6 * (time.thread_time() - begun)
+    short, long = np.moveaxis(times[2:], -1, 0)  # the first two rounds warm up
+    per_step = (long - short) / (2 * steps)
+    return per_step, short - steps * per_step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if asked to check and a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=20, help="of the shorter grid")
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--shape", type=int, nargs="+", default=[64, 3, 32, 32])
     parser.add_argument("--check", action="store_true", help="fail unless the goals are met")
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     keep_memory()
     draw = torch.Generator().manual_seed(0)
     x, x0, eps = (torch.randn(options.shape, generator=draw) for _ in range(3))
     path = VP()
-    given = Setting(path, logsnr(path, options.steps), x, Prediction(x0, eps))
-    everybody, absent = contestants(given)
-    with torch.no_grad():
-        times = measure(everybody, options.steps, options.rounds)
+    both = [
+        contestants(Setting(path, logsnr(path, steps), x, Prediction(x0, eps)))
+        for steps in (options.steps, 3 * options.steps)
+    ]
+    pairs = list(zip(both[0][0], both[1][0], strict=True))
+    times, setups = measure(pairs, options.steps, options.rounds)
 
     missed = 0
-    print(f"{tuple(options.shape)} float32, {options.steps} steps, one thread, median of {options.rounds} rounds")
-    print(f"{'':<32}{'us/step':>9}{'ratio':>8}{'goal':>7}")
-    for contestant, column in zip(everybody, times.T, strict=True):
-        ratio = statistics.median(column / times[:, 0])
+    print(f"{tuple(options.shape)} float32, {options.steps} and {3 * options.steps} steps, one thread,", end=" ")
+    print(f"medians of {options.rounds} rounds")
+    print(f"{'':<32}{'us/step':>9}{'ratio':>8}{'goal':>7}{'us/set-up':>12}")
+    for (contestant, _), column, setup in zip(pairs, times.T, setups.T, strict=True):
+        ratio = np.median(column) / np.median(times[:, 0])
         met = contestant.goal is None or ratio <= contestant.goal
         missed += not met
-        goal = "" if contestant.goal is None else f"{contestant.goal:7.1f}{'' if met else '  missed'}"
-        print(f"{contestant.name:<32}{statistics.median(column):9.1f}{ratio:8.2f}{goal}")
-    if absent:
-        print("not installed:", "; ".join(absent))
+        goal = "" if contestant.goal is None else f"{contestant.goal:.1f}"
+        print(f"{contestant.name:<32}{np.median(column):9.1f}{ratio:8.2f}{goal:>7}{np.median(setup):12.0f}", end="")
+        print("" if met else "   missed")
+    if both[0][1]:
+        print("not installed:", "; ".join(both[0][1]))
     return int(options.check and missed > 0)
 
 
