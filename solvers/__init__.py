@@ -18,13 +18,17 @@ from solvers.combine import FinalStep, InScaling, OnPath, Warmup
 from solvers.curves import EDM, FLOW, VP_LAM, Chord, Circle, Coordinates, Curve, Ray, Tangent
 from solvers.dpm_solver import DPMSolverPP2M
 from solvers.external import ScipyODE, TorchDiffEq, TorchSDE
+from solvers.foreign import Diffusers, KDiffusion, import_sampler
 from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
 from solvers.noise import BrownianMotion, Noise, standard_normal
 from solvers.problem import ODE, SDE, DiffusionProblem, Path, Prediction, expand, mix
+from solvers.replay import capture, replay
 from solvers.runge_kutta import RK4, BogackiShampine, DormandPrince, Euler, Heun, Midpoint, Ralston, RungeKutta, Tableau
 from solvers.sde import EulerMaruyama
 from solvers.solve import prior, resolve, solve
+from solvers.tables import Moments, Table
+from solvers.trace import trace
 
 __all__ = [
     "DDIM",
@@ -44,6 +48,7 @@ __all__ = [
     "Coordinates",
     "Curve",
     "DPMSolverPP2M",
+    "Diffusers",
     "DiffusionProblem",
     "DormandPrince",
     "Euler",
@@ -52,7 +57,9 @@ __all__ = [
     "Grid",
     "Heun",
     "InScaling",
+    "KDiffusion",
     "Midpoint",
+    "Moments",
     "Noise",
     "OnPath",
     "Path",
@@ -62,21 +69,26 @@ __all__ = [
     "RungeKutta",
     "ScipyODE",
     "Solver",
+    "Table",
     "Tableau",
     "Tangent",
     "TorchDiffEq",
     "TorchSDE",
     "Trajectory",
     "Warmup",
+    "capture",
     "check_grid",
     "expand",
+    "import_sampler",
     "integrate",
     "mix",
     "prior",
+    "replay",
     "resolve",
     "solve",
     "standard_normal",
     "table",
+    "trace",
 ]
 
 SOLVERS: dict[str, Solver[Any]] = {
