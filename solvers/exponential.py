@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def interpolating(r: Tensor, moments: Tensor) -> Tensor:
     tensor([1.0000, 4.0000, 1.0000], dtype=torch.float64)
     """
     powers = r[..., None, :] ** torch.arange(r.shape[-1])[:, None]
-    return torch.linalg.solve(powers, moments)
+    return cast("Any", torch.linalg).solve(powers, moments)
 
 
 class Form(ABC):
@@ -142,6 +142,10 @@ class Form(ABC):
     @abstractmethod
     def factors(self, path: Path, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(kept, new) of a step from t to s; any shape."""
+
+    @abstractmethod
+    def tied(self, prediction: Prediction, x: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+        """The same P at another state x: the pair with x = alpha x0 + sigma eps."""
 
     def zeroth(self, h: Tensor) -> Tensor:
         """m_0 = INT_0^h exp(sign u) du: e^h - 1 (eps) or 1 - e^-h (x0), any shape."""
@@ -167,12 +171,18 @@ class _X0Form(Form):
     def factors(self, path: Path, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         return path.sigma(s) / path.sigma(t), path.alpha(s)
 
+    def tied(self, prediction: Prediction, x: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+        return Prediction(prediction.x0, mix((1 / sigma, x), (-alpha / sigma, prediction.x0)))
+
 
 class _EpsForm(Form):
     sign = 1
 
     def factors(self, path: Path, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         return path.alpha(s) / path.alpha(t), -path.sigma(s)
+
+    def tied(self, prediction: Prediction, x: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+        return Prediction(mix((1 / alpha, x), (-sigma / alpha, prediction.eps)), prediction.eps)
 
 
 FORMS: dict[str, Form] = {"x0": _X0Form(), "eps": _EpsForm()}
@@ -211,7 +221,7 @@ class Multistep(Solver[History]):
         return (Node(lam, *prediction), *state)[: self.memory]
 
 
-Row = tuple[Tensor, ...]
+Row = Tensor | list[float]
 """The coefficients of one step: of the state, then of the predictions, the newest first."""
 
 
@@ -227,6 +237,33 @@ class Memory(NamedTuple):
     nodes: History
     planned: Callable[[tuple[float, ...]], Row | None]
     target: float | None
+
+
+def windows(lam: Tensor, memory: int, least: int = 1) -> Iterator[tuple[int, int, Tensor]]:
+    """What a method with a memory remembers along a grid.
+
+    Args:
+        lam: the nodes at which it predicts, (n,).
+        memory: how many predictions it keeps.
+        least: how many it needs.
+
+    Yields:
+        (first, last, nodes): at the nodes first..last - 1 it has the same number q of predictions, at ``nodes`` (last -
+        first, q), the newest first. While the memory fills, each is alone; then all are together.
+    """
+    for q in range(least, min(memory, len(lam)) + 1):
+        last = len(lam) if q == memory else q
+        yield q - 1, last, lam[:last].unfold(0, q, 1).flip(-1)
+
+
+def filed(keys: Tensor, rows: Tensor) -> dict[tuple[float, ...], Row]:
+    """Rows (m, n) by their keys (m, k): numbers, which cost least, or tensors where somebody wants their gradient."""
+    each: tuple[Row, ...] = rows.unbind() if rows.requires_grad else _lists(rows)
+    return {tuple(key): row for key, row in zip(_lists(keys), each, strict=True)}
+
+
+def _lists(of: Tensor) -> Any:
+    return cast("Any", of).tolist()
 
 
 # --- The family -------------------------------------------------------------------------------------------------------
@@ -253,7 +290,7 @@ class ExponentialMultistep(Solver[Memory]):
         return FORMS[self.form].moments(h, count)
 
     def integral(self, lam: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Weights (..., q) of INT_a^b exp(sign (b - u)) P(u) du, for P the polynomial through the nodes lam (..., q)."""
+        """Weights (..., q) of INT_a^b exp(sign (b - u)) P(u) du, with P the polynomial through nodes lam (..., q)."""
         h = b - a
         return interpolating((lam - a[..., None]) / h[..., None], self.moments(h, lam.shape[-1]))
 
@@ -270,20 +307,19 @@ class ExponentialMultistep(Solver[Memory]):
         """
         return self.integral(lam, lam[..., 0], lam_s)
 
+    def rows(self, path: Path, t: Tensor, s: Tensor, lam: Tensor, lam_s: Tensor) -> Tensor:
+        """The coefficients (kept, new w_0, new w_1, ...) of steps from t to s (...), shape (..., 1 + q)."""
+        kept, new = FORMS[self.form].factors(path, t, s)
+        return torch.cat([kept[..., None], new[..., None] * self.weights(path, lam, lam_s)], -1)
+
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Memory:
-        path, lam = problem.path, problem.path.logsnr(ts) / 2
-        kept, new = FORMS[self.form].factors(path, ts[:-1], ts[1:])
-        keys = lam.tolist()
-        rows: dict[tuple[float, ...], Row] = {}
-        for q in range(1, min(self.memory, len(kept)) + 1):
-            first = q - 1  # the step that has q predictions; all later ones too when q is all it can remember
-            last = len(kept) if q == self.memory else q
-            nodes = lam[:last].unfold(0, q, 1).flip(-1)
-            weights = self.weights(path, nodes, lam[first + 1 : last + 1])
-            table = torch.cat([kept[first:last, None], new[first:last, None] * weights], -1)
-            for i, row in enumerate(table.unbind(), start=first):
-                rows[(keys[i + 1], *keys[i - first : i + 1][::-1])] = row.unbind()
-        return Memory((), rows.get, None)
+        lam = problem.path.logsnr(ts) / 2
+        planned: dict[tuple[float, ...], Row] = {}
+        for first, last, nodes in windows(lam[:-1], self.memory):
+            here, there = slice(first, last), slice(first + 1, last + 1)
+            rows = self.rows(problem.path, ts[here], ts[there], nodes, lam[there])
+            planned |= filed(torch.cat([lam[there, None], nodes], -1), rows)
+        return Memory((), planned.get, None)
 
     def observe(self, state: Memory, lam: Tensor, prediction: Prediction) -> Memory:
         return Memory((Node(lam, *prediction), *state.nodes)[: self.memory], state.planned, state.target)
@@ -292,15 +328,13 @@ class ExponentialMultistep(Solver[Memory]):
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
         path = problem.path
-        lam_s = path.logsnr(s) / 2
-        nodes, planned, _ = self.observe(state, path.logsnr(t) / 2, problem.predict(x, t))
-        target = float(lam_s)
+        nodes, planned, _ = self.observe(state, 0.5 * path.logsnr(t), problem.predict(x, t))
+        target = 0.5 * float(path.logsnr(s))
         row = planned((target, *[float(node.lam) for node in nodes]))
         if row is None:
-            kept, new = FORMS[self.form].factors(path, t, s)
-            row = (kept, *(new * self.weights(path, torch.stack([node.lam for node in nodes]), lam_s)).unbind())
+            row = self.rows(path, t, s, torch.stack([node.lam for node in nodes]), path.logsnr(s) / 2)
         seen = [getattr(node, self.form) for node in nodes]
-        return mix((row[0], x), *zip(row[1:], seen, strict=True)), Memory(nodes, planned, target)
+        return mix(*zip(row, [x, *seen], strict=True)), Memory(nodes, planned, target)
 
 
 @dataclass(frozen=True)
