@@ -48,25 +48,25 @@ class Perceptron(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, width: int = 512, depth: int = 2, dropout: float = 0.0, classes: int = 0
+        self, inputs: int, outputs: int, *, width: int = 512, depth: int = 1, dropout: float = 0.0, classes: int = 0
     ) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, width)
-        self.classes = nn.Embedding(classes, width) if classes else None
+        self.classes = nn.Embedding(classes + 1, width) if classes else None  # row 0: no class
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, outputs)
         self.drop, self.act = nn.Dropout(dropout), nn.SiLU()
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x (B, ...), cond (B,) or None -> (B, outputs)."""
+        """x (B, ...), cond (B,) or None -> (B, outputs), in the dtype of x; a label of -1 is no label."""
         h = self.first(x.flatten(1))
         if self.classes is not None:
-            if cond is None:
-                raise ValueError("this network is conditional: give cond, one class label for each row")
-            h = h + self.classes(cond)
+            h = h + (self.classes.weight[0] if cond is None else self.classes(cond + 1))
+        elif cond is not None:
+            raise ValueError("this network has no classes: build it with classes=K or leave cond out")
         for layer in self.hidden:
             h = layer(self.drop(self.act(h)))
-        return self.last(self.drop(self.act(h)))
+        return self.last(self.drop(self.act(h))).to(x.dtype)  # out of autocast: the bound is taken in full precision
 
 
 class VAE(LatentVariableModel):
@@ -112,8 +112,8 @@ class VAE(LatentVariableModel):
         *,
         latent: int = 16,
         width: int = 512,
-        depth: int = 2,
-        dropout: float = 0.5,
+        depth: int = 1,
+        dropout: float = 0.6,
         classes: int = 0,
         log_histogram: Tensor | None = None,
         prior: Prior | LatentVariableModel | None = None,
@@ -126,7 +126,7 @@ class VAE(LatentVariableModel):
             latent: number of latent coordinates.
             width: of the hidden layers.
             depth: number of hidden layers in each network.
-            dropout: share of hidden units dropped in training; with 1437 digits half of them is right.
+            dropout: share of hidden units dropped in training; few data need much.
             classes: number of classes of ``cond``, 0 for none.
             log_histogram: (*event, V), see :meth:`sdegen.bins.Bins.log_histogram`; the decoder then starts at the
                 independent-pixel model.
