@@ -335,12 +335,12 @@ def test_ctrl_c_and_resume(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not (stopped / "state.pt").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while not (stopped / "state.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
     assert error.startswith("sdegen train: training stopped after step ")
     assert error.endswith(f"; go on with: sdegen train --resume {stopped}\n")
     manifest = json.loads((stopped / "manifest.json").read_text())
@@ -358,8 +358,8 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     words = [str(path), *TINY, "--train.steps", "4000", "--train.checkpoint_seconds", "0.01"]
     process = subprocess.Popen([sys.executable, "-m", "sdegen", "train", *words], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (path / "model.safetensors").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while not (path / "model.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
     process.kill()
