@@ -168,29 +168,38 @@ class Levels(Parametrization):
     def __init__(self, bins: Bins, log_histogram: Tensor | None = None) -> None:
         super().__init__()
         self.bins, self.outputs = bins, bins.count
-        flat = torch.zeros(bins.count) if log_histogram is None else log_histogram.detach().clone()
-        self.register_buffer("log_histogram", flat)
+        self.register_buffer("log_histogram", torch.zeros(()))
+        if log_histogram is not None:
+            self.start_at(log_histogram)
+
+    def start_at(self, log_histogram: Tensor) -> None:
+        """Add this to the logits, shape (*event, V)."""
+        self.log_histogram = log_histogram.detach().movedim(-1, 1).contiguous().to(self.log_histogram)
 
     def posterior(self, output: Tensor, z: Tensor, at: Marginal) -> tuple[Tensor, Tensor]:
         """Unnormalised log-posterior of the levels, and the residuals r_k = (z - alpha v_k) / sigma it is made of.
+
+        The levels stay where the network puts them, beside the channels: moving them last would copy everything.
 
         Args:
             output: the network's, shape (B, C V, *rest), the V logits of a channel side by side.
             z: shape (B, C, *rest).
 
         Returns:
-            Two tensors of shape (B, C, *rest, V).
+            Two tensors of shape (B, C, V, *rest).
         """
-        logits = output.unflatten(1, (z.shape[1], self.outputs)).movedim(2, -1)
-        alpha, sigma = (c if c.ndim == 0 else c.unsqueeze(-1) for c in (at.alpha, at.sigma))
-        residual = (z.unsqueeze(-1) - alpha * self.bins.centers(z.dtype, z.device)) / sigma
-        return torch.addcmul(logits + self.log_histogram.to(z.dtype), residual, residual, value=-0.5), residual
+        level = self.bins.centers(z.dtype, z.device).reshape(-1, *(1,) * (z.ndim - 2))
+        gain = at.alpha / at.sigma
+        residual = (z / at.sigma).unsqueeze(2) - (gain if gain.ndim == 0 else gain.unsqueeze(2)) * level
+        evidence = torch.addcmul(self.log_histogram.to(z.dtype), residual, residual, value=-0.5)
+        return output.unflatten(1, (z.shape[1], self.outputs)) + evidence, residual
 
     def forward(self, output: Tensor, z: Tensor, at: Marginal) -> Prediction:
         logits, residual = self.posterior(output, z, at)
-        p = logits.softmax(-1)
+        p = logits.softmax(2)
+        x0 = self.bins.centers(z.dtype, z.device) @ p.reshape(*p.shape[:3], -1)
         # The noise is a mean of residuals: near the data, (z - alpha x0) / sigma would be a difference of near equals.
-        return Prediction(p @ self.bins.centers(z.dtype, z.device), (p * residual).sum(-1))
+        return Prediction(x0.reshape(z.shape), (p * residual).sum(2))
 
 
 def _needs_bins(bins: Bins | None) -> Parametrization:
@@ -267,7 +276,7 @@ class Denoiser(nn.Module):
         self.data_mean = mean.float().to(device)
         self.data_std = (x.double() - mean).square().mean().sqrt().float().to(device)
         if isinstance(self.parametrization, Levels):
-            self.parametrization.log_histogram = self.parametrization.bins.log_histogram(x).to(device)
+            self.parametrization.start_at(self.parametrization.bins.log_histogram(x))
         return self
 
     def marginal(self, z: Tensor, logsnr: Tensor) -> Marginal:
@@ -312,7 +321,7 @@ class Denoiser(nn.Module):
             raise TypeError('only a denoiser that predicts="levels" has a posterior over grey levels')
         output, at = self.output(z, logsnr, cond)
         with torch.autocast(z.device.type, enabled=False):
-            return self.parametrization.posterior(output, z, at)[0].log_softmax(-1)
+            return self.parametrization.posterior(output, z, at)[0].log_softmax(2).movedim(2, -1)
 
     def predict(self, path: Path, cond: Tensor | None = None) -> Callable[[Tensor, Tensor], Prediction]:
         """The function (x, t) -> (x0, eps) that solvers ask, on any Gaussian path.
