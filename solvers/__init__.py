@@ -16,7 +16,21 @@ from typing import Any, NamedTuple
 from solvers.ancestral import DDIM, Ancestral
 from solvers.combine import FinalStep, InScaling, OnPath, Warmup
 from solvers.curves import EDM, FLOW, VP_LAM, Chord, Circle, Coordinates, Curve, Ray, Tangent
-from solvers.dpm_solver import DPMSolverPP2M
+from solvers.deis import DEISrhoAB, DEIStAB
+from solvers.dense import DenseOutput, dense
+from solvers.dpm_solver import (
+    DPMSolver1,
+    DPMSolver2M,
+    DPMSolver2S,
+    DPMSolver3M,
+    DPMSolver3S,
+    DPMSolverPP1,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    DPMSolverPP3S,
+)
+from solvers.exponential import ExponentialAdams
 from solvers.external import ScipyODE, TorchDiffEq, TorchSDE
 from solvers.foreign import Diffusers, KDiffusion, import_sampler
 from solvers.grids import GRIDS, Grid, check_grid
@@ -29,6 +43,7 @@ from solvers.sde import EulerMaruyama
 from solvers.solve import prior, resolve, solve
 from solvers.tables import Moments, Table
 from solvers.trace import trace
+from solvers.unipc import UniC, UniP, UniPC
 
 __all__ = [
     "DDIM",
@@ -47,12 +62,25 @@ __all__ = [
     "Circle",
     "Coordinates",
     "Curve",
+    "DEISrhoAB",
+    "DEIStAB",
+    "DPMSolver1",
+    "DPMSolver2M",
+    "DPMSolver2S",
+    "DPMSolver3M",
+    "DPMSolver3S",
+    "DPMSolverPP1",
     "DPMSolverPP2M",
+    "DPMSolverPP2S",
+    "DPMSolverPP3M",
+    "DPMSolverPP3S",
+    "DenseOutput",
     "Diffusers",
     "DiffusionProblem",
     "DormandPrince",
     "Euler",
     "EulerMaruyama",
+    "ExponentialAdams",
     "FinalStep",
     "Grid",
     "Heun",
@@ -75,9 +103,13 @@ __all__ = [
     "TorchDiffEq",
     "TorchSDE",
     "Trajectory",
+    "UniC",
+    "UniP",
+    "UniPC",
     "Warmup",
     "capture",
     "check_grid",
+    "dense",
     "expand",
     "import_sampler",
     "integrate",
@@ -107,7 +139,37 @@ SOLVERS: dict[str, Solver[Any]] = {
     "flow_euler": OnPath(Euler(), FLOW),
     "flow_heun": OnPath(Heun(), FLOW),
     "euler_maruyama": EulerMaruyama(),
+    "dpm_1": DPMSolver1(),
+    "dpm_2s": DPMSolver2S(),
+    "dpm_3s": DPMSolver3S(),
+    "dpm_2m": DPMSolver2M(),
+    "dpm_2m_taylor": DPMSolver2M(taylor=True),
+    "dpm_3m": DPMSolver3M(),
+    "dpmpp_1s": DPMSolverPP1(),
+    "dpmpp_2s": DPMSolverPP2S(),
+    "dpmpp_3s": DPMSolverPP3S(),
     "dpmpp_2m": DPMSolverPP2M(),
+    "dpmpp_2m_heun": DPMSolverPP2M(taylor=True),
+    "dpmpp_3m": DPMSolverPP3M(),
+    "dpmpp_3m_corrected": DPMSolverPP3M(corrected=True),
+    "exp_adams_3": ExponentialAdams(3),
+    "exp_adams_4": Warmup(DPMSolverPP3S(), ExponentialAdams(4), steps=2),
+    "exp_adams_2_eps": ExponentialAdams(2, form="eps"),
+    "exp_adams_4_eps": Warmup(DPMSolver3S(), ExponentialAdams(4, form="eps"), steps=2),
+    "unip_2_bh1": UniP(2, variant="bh1"),
+    "unip_2": UniP(2),
+    "unip_3": UniP(3),
+    "unipc_1_bh1": UniPC(1, variant="bh1"),
+    "unipc_1": UniPC(1),
+    "unipc_2_bh1": UniPC(2, variant="bh1"),
+    "unipc_2": UniPC(2),
+    "unipc_2_vary": UniPC(2, variant="vary"),
+    "unipc_2_eps": UniPC(2, form="eps"),
+    "unic_ddim": UniC(DDIM(), 1),
+    "unic_dpmpp_2s": UniC(DPMSolverPP2S(), 2),
+    "deis_tab1": DEIStAB(1),
+    "deis_tab3": Warmup(DPMSolver3S(), DEIStAB(3), steps=2),
+    "deis_rhoab1": DEISrhoAB(1),
     "dopri5": TorchDiffEq("dopri5"),
     "dopri5_lam": OnPath(TorchDiffEq("dopri5"), VP_LAM),
     "torchdiffeq_rk4": TorchDiffEq("rk4"),
