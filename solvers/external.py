@@ -48,14 +48,28 @@ def _library(name: str) -> Any:
     return importlib.import_module(name)
 
 
+PATIENCE = 50_000  # evaluations between two nodes; a solution that needs more is no solution, or has exploded
+
+
+class _Asking:
+    """A velocity as a library asks for it: held inside the interval of the step, and not for ever."""
+
+    def __init__(self, problem: Problem, t: Tensor, s: Tensor) -> None:
+        self.velocity, self.ends, self.left = problem.velocity, (float(t), float(s)), PATIENCE
+
+    def __call__(self, time: Tensor | float, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            a, b = self.ends
+            raise ValueError(f"no end after {PATIENCE} evaluations between t = {a:.6g} and {b:.6g}: is it stiff?")
+        # The time as the problem wants it, 0-dim float64 on the CPU.
+        at = torch.as_tensor(time).to("cpu", torch.float64).clamp(min(self.ends), max(self.ends))
+        return self.velocity(x, at)
+
+
 def _longest(problem: Problem) -> float:
     """The longest step that an adaptive method may take."""
     return (problem.t_max - problem.t_min) / 8
-
-
-def _inside(t: Tensor | float, a: float, b: float) -> Tensor:
-    """The time as the problem wants it, 0-dim float64 on the CPU, held in the interval of the step."""
-    return torch.as_tensor(t).to("cpu", torch.float64).clamp(min(a, b), max(a, b))
 
 
 def _check(kind: str, method: str, known: Any) -> None:
@@ -104,10 +118,10 @@ class TorchDiffEq(Solver[None]):
         self.declare(order=order, nfe_per_step=nfe)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
-        a, b = float(t), float(s)
+        ask = _Asking(problem, t, s)
 
         def velocity(time: Tensor, y: Tensor) -> Tensor:
-            return problem.velocity(y.to(x.dtype), _inside(time, a, b)).to(y.dtype)
+            return ask(time, y.to(x.dtype)).to(y.dtype)
 
         ends = torch.stack([t, s]).to(x.device)
         options = {"step_t": ends[1:], "max_step": _longest(problem)} if self.order == 0 else {}
@@ -148,10 +162,10 @@ class ScipyODE(Solver[None]):
         _check_tolerance(self.rtol, self.atol)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
-        a, b = float(t), float(s)
+        ask, a, b = _Asking(problem, t, s), float(t), float(s)
 
         def velocity(time: float, y: np.ndarray) -> np.ndarray:
-            v = problem.velocity(torch.as_tensor(y).reshape(x.shape).to(x), _inside(time, a, b))
+            v = ask(time, torch.as_tensor(y).reshape(x.shape).to(x))
             return v.detach().to("cpu", torch.float64).reshape(-1).numpy()
 
         start = x.detach().to("cpu", torch.float64).reshape(-1).numpy()
