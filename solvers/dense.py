@@ -3,8 +3,9 @@
 A method that looks at the network once per step, at the step's start, knows for the whole step what it will assume of
 the prediction: a constant (DDIM), a polynomial through the last few (Adams, DPM-Solver, UniPC, DEIS). Where it would
 have arrived had the step been shorter is then a matter of other coefficients for the same predictions. So the state
-between two nodes is *the same step, taken to there*: it meets the node at either end exactly, and its error is that of
-one step of the method, as small as that of the nodes.
+between two nodes is *the same step, taken to there*: it meets the node at the step's end exactly, and its error is that
+of one step of the method, as small as that of the nodes. (It is continuous; but UniPC corrects the state at a node when
+it leaves it, and there it jumps by that correction.)
 
     trajectory = dense("unipc_2", problem, x, ts)
     trajectory(0.37)                                     # the state at t = 0.37

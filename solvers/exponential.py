@@ -329,8 +329,8 @@ class ExponentialMultistep(Solver[Memory]):
     ) -> tuple[Tensor, Memory]:
         path = problem.path
         nodes, planned, _ = self.observe(state, 0.5 * path.logsnr(t), problem.predict(x, t))
-        target = 0.5 * float(path.logsnr(s))
-        row = planned((target, *[float(node.lam) for node in nodes]))
+        target = 0.5 * path.logsnr(s).item()
+        row = planned((target, *[node.lam.item() for node in nodes]))
         if row is None:
             row = self.rows(path, t, s, torch.stack([node.lam for node in nodes]), path.logsnr(s) / 2)
         seen = [getattr(node, self.form) for node in nodes]

@@ -118,7 +118,7 @@ class UniPC(UniP):
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
-        if state.nodes and state.target != 0.5 * float(problem.path.logsnr(t)):
+        if state.nodes and state.target != 0.5 * problem.path.logsnr(t).item():
             # Another method brought x here: nothing of ours to correct.
             uncorrected = UniP(self.p, self.form, self.variant)
             moved, memory = uncorrected.step(problem, x, t, s, state._replace(planned=_nothing), noise)
@@ -214,7 +214,7 @@ class UniC(Solver[Corrected]):
     ) -> tuple[Tensor, Corrected]:
         path, now = problem.path, problem.predict(x, t)
         nodes = (Node(0.5 * path.logsnr(t), *now), *state.nodes)[: self.p + 1]
-        key = tuple(float(node.lam) for node in nodes)
+        key = tuple(node.lam.item() for node in nodes)
         if state.last is not None and state.last[2] == key[0]:
             before, r, _ = state.last
             row = state.planned(key)
@@ -223,7 +223,7 @@ class UniC(Solver[Corrected]):
             x = mix(*zip(row, [before, *(getattr(node, self.form) for node in nodes)], strict=True))
             now = FORMS[self.form].tied(now, x, path.alpha(t), path.sigma(t))
         moved, inner = self.predictor.step(problem.calling(_answering(now)), x, t, s, state.inner, noise)
-        return moved, Corrected(inner, nodes, state.planned, (x, t, 0.5 * float(path.logsnr(s))))
+        return moved, Corrected(inner, nodes, state.planned, (x, t, 0.5 * path.logsnr(s).item()))
 
     def nfe(self, steps: int) -> int:
         return self.predictor.nfe(steps)
