@@ -20,7 +20,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import nan
+from math import inf, isinf, nan
 from typing import Any, Protocol
 
 import torch
@@ -98,9 +98,9 @@ class _Caught(TorchFunctionMode):
 
 
 def _time(path: Path, noise_level: Tensor) -> Tensor:
-    """The time at which sigma / alpha is ``noise_level``, 0 for none."""
+    """The time at which sigma / alpha is ``noise_level``; -inf for none, which may lie beyond what a path can say."""
     level = noise_level.as_subclass(Tensor).detach().reshape(-1)[0].double()
-    return path.time(-2 * level.log()) if float(level) > 0 else torch.zeros((), dtype=torch.float64)
+    return path.time(-2 * level.log()) if float(level) > 0 else torch.tensor(-inf, dtype=torch.float64)
 
 
 def _asked(predict: Predict, y: Tensor, factor: Tensor | float, t: Tensor) -> Any:
@@ -141,7 +141,7 @@ class KDiffusion:
 
     def run(self, path: Path, predict: Predict, x: Tensor, noise: Noise, node: Node) -> Tensor:
         def scale(t: Tensor) -> Tensor | float:
-            return path.alpha(t) if float(t) > 0 else 1.0
+            return 1.0 if isinf(t) else path.alpha(t)
 
         def model(y: Tensor, sigma: Tensor, **_: Any) -> Tensor:
             t = _time(path, sigma)
@@ -194,7 +194,7 @@ class Diffusers:
         scaled = float(scheduler.init_noise_sigma) != 1.0  # it works on y = x / alpha, and not on the circle
 
         def factor(t: Tensor) -> Tensor:
-            if float(t) == 0:
+            if isinf(t):
                 return torch.ones((), dtype=torch.float64)
             return path.alpha(t) if scaled else (path.alpha(t).square() + path.sigma(t).square()).sqrt()
 

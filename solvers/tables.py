@@ -57,7 +57,7 @@ class Table:
     Attributes:
         name: the solver with its settings.
         kind: STATE, EVALUATE or KEEP, (R,).
-        time: time of x_T and of each row, NaN for a row that is only kept, (1 + R,).
+        time: time of x_T and of each row, (1 + R,); NaN for a row that is only kept, -inf for data without noise.
         alpha: signal scale at these times, (1 + R,).
         sigma: noise scale at these times, (1 + R,).
         first: where each row begins, (R + 1,).

@@ -15,10 +15,10 @@ if it gives the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
-from math import isnan, nan
+from math import inf, isfinite, isnan, nan
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -97,14 +97,12 @@ def record(program: Program, path: Path, *, name: str, start: float, rtol: float
         try:
             with torch.no_grad():
                 out = program(tape.predict, tape.column("start"), tape.noise, tape.node)
+            table = tape.table(name, start, out)
             break
         except _Full:
             columns *= 4
-        except _Looked as looked:
-            raise ValueError(
-                f"{name} looks at values of the state ({looked}): only linear steps have a table"
-            ) from None
-    table = tape.table(name, start, out)
+        except _NotLinear as reason:
+            raise ValueError(f"{name} {reason}: only linear steps have a table") from None
     _believe(table, program, tape, rtol)
     return table
 
@@ -113,8 +111,8 @@ class _Full(Exception):
     """There are more symbols than columns."""
 
 
-class _Looked(Exception):
-    """The program wanted to know a value."""
+class _NotLinear(Exception):
+    """The program did something that a combination of symbols cannot follow."""
 
 
 # Asking for a value.
@@ -133,7 +131,7 @@ class _Symbols(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _LOOKS:
-            raise _Looked(f"Tensor.{func.__name__}")
+            raise _NotLinear(f"looks at values of the state (Tensor.{func.__name__})")
         out = cast(Any, super()).__torch_function__(func, types, args, kwargs or {})
         # A number that is only brought to the dtype or device of a symbol does not become one.
         other = func in _LIKE or (func in _BROUGHT and not isinstance(args[0], _Symbols))
@@ -176,6 +174,8 @@ class _Tape:
             found: list[tuple[int, float]] = list(
                 zip(cast(Any, at).tolist(), cast(Any, flat[at]).tolist(), strict=True)
             )
+        if found and (found[-1][0] >= len(self.made) or not all(isfinite(a) for _, a in found)):
+            raise _NotLinear("does more than to add multiples")  # a constant, a division by the state
         # There and back again (another curve, another clock) is a factor one up to rounding.
         return [(c, 1.0 if abs(a - 1) < 1e-15 else a) for c, a in found]
 
@@ -223,7 +223,8 @@ class _Tape:
 
         entries = [sorted((place[self.made[c]], a) for c, a in row.terms) for row in rows]
         times = torch.tensor([start, *(row.time for row in rows)], dtype=torch.float64)
-        alpha, sigma, timed = torch.full_like(times, nan), torch.full_like(times, nan), ~times.isnan()
+        alpha, sigma, timed = torch.full_like(times, nan), torch.full_like(times, nan), times.isfinite()
+        alpha[times == -inf], sigma[times == -inf] = 1.0, 0.0
         alpha[timed], sigma[timed] = self.path.alpha(times[timed]), self.path.sigma(times[timed])
         return Table(
             name=name,
@@ -254,13 +255,13 @@ class _Tape:
 
 
 def _tensors(memory: Any) -> Iterator[Tensor]:
-    """The tensors in tuples, lists, dictionaries and dataclasses of whatever depth."""
+    """The tensors in sequences, mappings and dataclasses of whatever depth."""
     if isinstance(memory, Tensor):
         yield memory
     elif isinstance(memory, Mapping):
         yield from _tensors(list(cast("Mapping[Any, Any]", memory).values()))
-    elif isinstance(memory, (tuple, list)):
-        for item in cast("list[Any]", memory):
+    elif isinstance(memory, Sequence) and not isinstance(memory, (str, bytes)):
+        for item in cast("Sequence[Any]", memory):
             yield from _tensors(item)
     elif is_dataclass(memory) and not isinstance(memory, type):
         yield from _tensors([getattr(memory, field.name) for field in fields(memory)])
@@ -298,4 +299,4 @@ def _believe(table: Table, program: Program, tape: _Tape, rtol: float) -> None:
     found = replay(table, answering([]), x, noise=noises[tape.drawn])
     scale = max(float(v.abs().max()) for v in (expected, x))
     if len(calls) != table.nfe or not bool(((found - expected).abs() <= rtol * scale).all()):
-        raise ValueError(f"{table.name} is not linear in state, predictions and noises: only linear steps have a table")
+        raise ValueError(f"{table.name} is not linear in the state: only linear steps have a table")
