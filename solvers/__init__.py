@@ -13,7 +13,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from solvers.ancestral import DDIM, Ancestral
+from solvers.ancestral import (
+    DDIM,
+    AnalyticDPM,
+    Ancestral,
+    DPM2Ancestral,
+    DPMPP2SAncestral,
+    EulerAncestral,
+    GaussianMSE,
+    LearnedVariance,
+    MeasuredMSE,
+    ReverseDiffusion,
+)
+from solvers.churn import Churn, Restart, RestartInterval
 from solvers.combine import FinalStep, InScaling, OnPath, Warmup
 from solvers.curves import EDM, FLOW, VP_LAM, Chord, Circle, Coordinates, Curve, Ray, Tangent
 from solvers.deis import DEISrhoAB, DEIStAB
@@ -30,16 +42,29 @@ from solvers.dpm_solver import (
     DPMSolverPP3M,
     DPMSolverPP3S,
 )
+from solvers.er_sde import ERSDE, PowerScale, Scale5
 from solvers.exponential import ExponentialAdams
+from solvers.exponential_sde import (
+    DPMSolverPPSDE,
+    ExponentialAdamsSDE,
+    SDEDPMSolver1,
+    SDEDPMSolver2M,
+    SDEDPMSolverPP1,
+    SDEDPMSolverPP2M,
+    SDEDPMSolverPP3M,
+)
 from solvers.external import ScipyODE, TorchDiffEq, TorchSDE
 from solvers.foreign import Diffusers, KDiffusion, import_sampler
 from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
+from solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector, SNRLangevin
 from solvers.noise import BrownianMotion, Noise, standard_normal
 from solvers.problem import ODE, SDE, DiffusionProblem, Path, Prediction, expand, mix
 from solvers.replay import capture, replay
 from solvers.runge_kutta import RK4, BogackiShampine, DormandPrince, Euler, Heun, Midpoint, Ralston, RungeKutta, Tableau
-from solvers.sde import EulerMaruyama
+from solvers.sa_solver import SASolver, Window
+from solvers.sde import SRA1, EulerMaruyama, StochasticHeun
+from solvers.seeds import SEEDS1, SEEDS2, SEEDS3
 from solvers.solve import prior, resolve, solve
 from solvers.tables import Moments, Table
 from solvers.trace import trace
@@ -48,22 +73,32 @@ from solvers.unipc import UniC, UniP, UniPC
 __all__ = [
     "DDIM",
     "EDM",
+    "ERSDE",
     "FLOW",
     "GRIDS",
     "ODE",
     "RK4",
     "SDE",
+    "SEEDS1",
+    "SEEDS2",
+    "SEEDS3",
     "SOLVERS",
+    "SRA1",
     "VP_LAM",
+    "AnalyticDPM",
     "Ancestral",
+    "AnnealedLangevin",
     "BogackiShampine",
     "BrownianMotion",
     "Chord",
+    "Churn",
     "Circle",
     "Coordinates",
     "Curve",
     "DEISrhoAB",
     "DEIStAB",
+    "DPM2Ancestral",
+    "DPMPP2SAncestral",
     "DPMSolver1",
     "DPMSolver2M",
     "DPMSolver2S",
@@ -74,29 +109,50 @@ __all__ = [
     "DPMSolverPP2S",
     "DPMSolverPP3M",
     "DPMSolverPP3S",
+    "DPMSolverPPSDE",
     "DenseOutput",
     "Diffusers",
     "DiffusionProblem",
     "DormandPrince",
     "Euler",
+    "EulerAncestral",
     "EulerMaruyama",
     "ExponentialAdams",
+    "ExponentialAdamsSDE",
     "FinalStep",
+    "GaussianMSE",
     "Grid",
     "Heun",
     "InScaling",
     "KDiffusion",
+    "Langevin",
+    "LearnedVariance",
+    "MeasuredMSE",
     "Midpoint",
     "Moments",
     "Noise",
     "OnPath",
     "Path",
+    "PowerScale",
     "Prediction",
+    "PredictorCorrector",
     "Ralston",
     "Ray",
+    "Restart",
+    "RestartInterval",
+    "ReverseDiffusion",
     "RungeKutta",
+    "SASolver",
+    "SDEDPMSolver1",
+    "SDEDPMSolver2M",
+    "SDEDPMSolverPP1",
+    "SDEDPMSolverPP2M",
+    "SDEDPMSolverPP3M",
+    "SNRLangevin",
+    "Scale5",
     "ScipyODE",
     "Solver",
+    "StochasticHeun",
     "Table",
     "Tableau",
     "Tangent",
@@ -107,6 +163,7 @@ __all__ = [
     "UniP",
     "UniPC",
     "Warmup",
+    "Window",
     "capture",
     "check_grid",
     "dense",
@@ -128,6 +185,11 @@ SOLVERS: dict[str, Solver[Any]] = {
     "ddim_0.5": DDIM(eta=0.5),
     "ancestral": Ancestral(),
     "ancestral_beta": Ancestral(variance=1.0),
+    "analytic_dpm": AnalyticDPM(),
+    "reverse_diffusion": ReverseDiffusion(),
+    "euler_a": EulerAncestral(),
+    "dpm2_a": DPM2Ancestral(),
+    "dpmpp_2s_a": DPMPP2SAncestral(),
     "euler": Euler(),
     "midpoint": Midpoint(),
     "heun": Heun(),
@@ -139,6 +201,29 @@ SOLVERS: dict[str, Solver[Any]] = {
     "flow_euler": OnPath(Euler(), FLOW),
     "flow_heun": OnPath(Heun(), FLOW),
     "euler_maruyama": EulerMaruyama(),
+    "sde_heun": StochasticHeun(),
+    "sde_heun_lam": OnPath(StochasticHeun(), VP_LAM),
+    "sra1": OnPath(SRA1(), VP_LAM),
+    "sde_dpm_1": SDEDPMSolver1(),
+    "sde_dpm_2m": SDEDPMSolver2M(),
+    "sde_dpmpp_1": SDEDPMSolverPP1(),
+    "sde_dpmpp_2m": SDEDPMSolverPP2M(),
+    "sde_dpmpp_2m_heun": SDEDPMSolverPP2M(taylor=True),
+    "sde_dpmpp_3m": SDEDPMSolverPP3M(),
+    "sde_adams_3": ExponentialAdamsSDE(3),
+    "dpmpp_sde": DPMSolverPPSDE(),
+    "seeds_1": SEEDS1(),
+    "seeds_2": SEEDS2(),
+    "seeds_3": SEEDS3(),
+    "sa_solver": SASolver(),
+    "er_sde_1": ERSDE(1),
+    "er_sde_2": ERSDE(2),
+    "er_sde_3": ERSDE(3),
+    "edm_churn": Churn(OnPath(Heun(), EDM, grid="karras")),
+    "restart": Restart(OnPath(Heun(), EDM, grid="karras")),
+    "pc_langevin": PredictorCorrector(ReverseDiffusion(), SNRLangevin()),
+    "pc_splitting": PredictorCorrector(Ancestral(), Langevin(rate=0.5)),
+    "annealed_langevin": AnnealedLangevin(),
     "dpm_1": DPMSolver1(),
     "dpm_2s": DPMSolver2S(),
     "dpm_3s": DPMSolver3S(),
@@ -197,7 +282,7 @@ def table() -> list[Row]:
     return [
         Row(
             name,
-            str(solver.order or "adaptive"),
+            str(solver.order or ("none" if solver.nfe_per_step else "adaptive")),
             str(solver.nfe_per_step or "adaptive"),
             "white" if solver.stochastic else "none",
             solver.reference,

@@ -48,9 +48,17 @@ from solvers.runge_kutta import RungeKutta
 Problems = dict[str, DiffusionProblem]
 
 
+# Where 160 steps are still coarse: a first-order term that is nearly nothing, or a start that weighs much.
+FINER: dict[str, tuple[int, ...]] = {"sde_dpmpp_3m": (40, 80, 160, 320), "seeds_3": (40, 80, 160, 320)}
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_holds_what_it_declares(name: str, problems: Problems, answers: dict[str, Tensor]) -> None:
-    certificate = certify(SOLVERS[name], problems, answers=answers)
+    solver = SOLVERS[name]
+    if solver.order == 0 and solver.nfe_per_step > 0:  # no order is declared: see the tests of stochastic solvers
+        certificate = Certificate(solver, tuple(contract(solver, problems["vp"].path)))
+    else:
+        certificate = certify(solver, problems, answers=answers, steps=FINER.get(name, (20, 40, 80, 160)))
     assert certificate.passed, f"\n{certificate}"
 
 
@@ -293,7 +301,7 @@ def test_stochastic_solvers_converge_to_one_sample(vp) -> None:
     problem = gaussian(vp)
     x = starts(problem, 1, (64,))
     ts = logsnr(vp, 500)
-    names = [name for name, s in SOLVERS.items() if s.stochastic and getattr(s, "eta", 1.0) == 1.0]
+    names = ["ancestral"] + [name for name, s in SOLVERS.items() if s.stochastic and getattr(s, "eta", None) == 1.0]
     out = {name: integrate(SOLVERS[name], problem, x, ts, noise=BrownianMotion(x, 3)).x for name in names}
     spread = out["ancestral"].std()
     for name in names:
