@@ -262,12 +262,19 @@ def log_density(
         log_prob=log_prior + log_det,
         log_prior=log_prior,
         log_det=log_det,
-        spread=torch.zeros_like(log_det) if trace.exact else integrals.std(1) / math.sqrt(columns),
+        spread=_spread(integrals, trace),
         z=top,
         forward=end.nfe,
         products=end.nfe * trace.products(dims),
         parts={},
     )
+
+
+def _spread(integrals: Tensor, trace: Trace) -> Tensor:
+    """Standard error of the mean over the columns, (B,)."""
+    if trace.exact or trace.columns == 1:
+        return integrals.new_full((len(integrals),), 0.0 if trace.exact else math.nan)
+    return integrals.std(1) / math.sqrt(trace.columns)
 
 
 def ode_log_prob(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from torch import Tensor, nn
 
@@ -161,7 +162,7 @@ MIXTURE = MixtureOracle([0.3, 0.7], [[-0.6], [0.5]], [[0.01], [0.04]])
 POINTS = torch.tensor([[-0.65], [-0.1], [0.5]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("ends", "gap"), [((-5, 13.3), 2e-2), ((-10, 18), 2e-4), ((-14, 22), 3e-6)])
+@pytest.mark.parametrize(("ends", "gap"), [((-5, 13.3), 1e-3), ((-10, 18), 1e-5), ((-14, 22), 5e-7)])
 def test_mixture_bound_meets_the_truth_as_the_ends_move_out(ends: tuple[float, float], gap: float) -> None:
     model = VPSDE(MIXTURE, VP(LinearLogSNR(ends[1], ends[0])))
     found = (_nelbo(model, POINTS, _trapezoid(160), nodes=480) + MIXTURE.log_prob(POINTS)).abs()
@@ -194,18 +195,17 @@ def _with_ends(make: Callable[..., GaussianPath], low: float, high: float) -> Ga
 
 def test_the_bound_sees_the_ends_and_neither_clock_nor_curve() -> None:
     """Integrated over the clock's own uniform time, which is another integrand on every path."""
-    u, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(800))
+    u, w = (torch.from_numpy(a) for a in scipy.special.roots_legendre(600))
     u, w = 0.5 * (u + 1), 0.5 * w
-    rule = _trapezoid(90)
-    values = []
+    rule, points, values = _trapezoid(72), POINTS[1:2], []
     for schedule in (LinearLogSNR(9, -8), Cosine(), Sigmoid(), LinearBeta()):
         vp = _with_ends(lambda schedule=schedule, **ends: VP(schedule, **ends), -7, 8)
         for curve in ("vp", "ve", "flow", "sub-vp") if schedule == Cosine() else ("vp",):
             model = VPSDE(MIXTURE, vp.on(curve))
             at = model.levels.draw(model.path, u, UniformTime())
-            latent = 0.5 * (_mse(model, POINTS, at.t, rule) * at.weight * w).sum(1)
-            q = model.encode(POINTS)
-            ends = model.reconstruction(POINTS, q.bottom, POINTS) + q.top.kl_to_normal(model.prior.log_std)  # type: ignore[attr-defined]
+            latent = 0.5 * (_mse(model, points, at.t, rule) * at.weight * w).sum(1)
+            q = model.encode(points)
+            ends = model.reconstruction(points, q.bottom, points) + q.top.kl_to_normal(model.prior.log_std)  # type: ignore[attr-defined]
             values.append(latent + ends)
     for value in values[1:]:
         torch.testing.assert_close(value, values[0], rtol=0, atol=1e-8)
