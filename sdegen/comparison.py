@@ -20,6 +20,7 @@ Reference: Bonneel et al. 2015, doi:10.1007/s10851-014-0506-3 (sliced Wasserstei
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from sdegen.oracles import oracle
+from sdegen.oracles import ORACLES, oracle
 from sdegen.paths import PATHS
 from sdegen.results import Result
 from solvers import (
@@ -49,7 +50,16 @@ from solvers import (
 )
 from solvers.solve import find
 
-__all__ = ["Comparison", "Increments", "compare", "exact_ode", "exact_sde", "sliced_wasserstein"]
+__all__ = [
+    "Comparison",
+    "LazyBrownianMotion",
+    "best",
+    "compare",
+    "curves",
+    "exact_ode",
+    "exact_sde",
+    "sliced_wasserstein",
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Comparison:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        find(self.oracle, ORACLES, "oracle")
         find(self.path, PATHS, "path")
         for name in self.solvers:
             resolve(name)
@@ -151,7 +162,7 @@ def compare(settings: Comparison, progress: Callable[[str, float], None] = lambd
         error = float(square.mean().sqrt())
         distance = math.nan
         if cloud is not None and target is not None:
-            fresh = Increments(cloud, settings.seed) if method.stochastic else None
+            fresh = LazyBrownianMotion(cloud, settings.seed) if method.stochastic else None
             distance = sliced_wasserstein(solve(problem, cloud, solver=method, noise=fresh, **budget).x, target)
         rows.append({
             "solver": cell.name, "stochastic": method.stochastic, "order": method.order,
@@ -256,23 +267,49 @@ class _ExponentialEuler(Solver[None]):
         return path.alpha(s) * (y + variance.sqrt() * noise(a, b)), None
 
 
-class Increments:
-    """Fresh increments of a Brownian motion for one walk: no tree, so that ten thousand samples cost nothing.
+class LazyBrownianMotion:
+    """A Brownian motion that is drawn where somebody looks: exact, and cheap for ten thousand samples.
 
-    The intervals asked for must follow one another. Solvers that look at an interval twice need the real
-    :class:`solvers.BrownianMotion`.
+    A new point beyond the known ones gets an independent increment, one between two of them the Brownian bridge. Its
+    draws depend on the order of the questions, so that two grids do not see the same path: for that, and for samples
+    that do not depend on their batch, there is :class:`solvers.BrownianMotion`.
+
+    Args:
+        like: state whose shape and dtype the noise has.
+        seed: of the draws.
     """
 
     def __init__(self, like: Tensor, seed: int) -> None:
         self.like, self.seed = like, seed
         self.generator = torch.Generator().manual_seed(seed)
-        self.reached: float | None = None
+        self.places: list[float] = []
+        self.values: list[Tensor] = []
+
+    def _at(self, lam: float) -> Tensor:
+        i = bisect.bisect_left(self.places, lam)
+        if i < len(self.places) and self.places[i] == lam:
+            return self.values[i]
+        z = torch.randn(self.like.shape, generator=self.generator, dtype=self.like.dtype)
+        if not self.places:
+            value = torch.zeros_like(z)
+        elif i == 0:
+            value = self.values[0] + math.sqrt(self.places[0] - lam) * z
+        elif i == len(self.places):
+            value = self.values[-1] + math.sqrt(lam - self.places[-1]) * z
+        else:
+            left, right = self.places[i - 1 : i + 1]
+            share = (lam - left) / (right - left)
+            mean = torch.lerp(self.values[i - 1], self.values[i], share)
+            value = mean + math.sqrt((lam - left) * (1 - share)) * z
+        self.places.insert(i, lam)
+        self.values.insert(i, value)
+        return value
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        if self.reached is not None and not math.isclose(float(a), self.reached, rel_tol=1e-9, abs_tol=1e-9):
-            raise ValueError("this solver looks at an interval of noise twice: give it a solvers.BrownianMotion")
-        self.reached = float(b)
-        return torch.randn(self.like.shape, generator=self.generator, dtype=self.like.dtype)
+        """(W(b) - W(a)) / sqrt|b - a|."""
+        start, end = float(a), float(b)
+        before = self._at(start)
+        return (self._at(end) - before) / math.sqrt(abs(end - start))
 
 
 def _exact_samples(settings: Comparison, count: int) -> list[Tensor]:

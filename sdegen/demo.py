@@ -64,7 +64,7 @@ class Demo:
     vae_width: int = 512
     levels: tuple[int, ...] = (10, 30, 100, 300, 1000)
     draws: int = 16
-    ode_images: int = 360
+    ode_images: int = 180
     images: int = 48
     ddpm: int = 250
     solver: str = "dpmpp_2m"
@@ -97,7 +97,7 @@ def recipes(settings: Demo) -> dict[str, RunConfig]:
     data, unet = Choice("digits"), Choice("unet", {"channels": settings.channels, "dropout": 0.05})
     longer = TrainConfig(seconds=settings.seconds, batch_size=128, lr=4e-3, ema=0.98, eval_every=50, **shared)
     shorter = TrainConfig(
-        seconds=settings.vae_seconds, batch_size=128, lr=1e-3, weight_decay=0.1, eval_every=50, **shared
+        seconds=settings.vae_seconds, batch_size=128, lr=3e-3, weight_decay=0.1, eval_every=50, **shared
     )
     vae = Choice("vae", {"width": settings.vae_width})
     return {

@@ -54,6 +54,8 @@ class Score(NamedTuple):
         products: Jacobian products for each example.
         seconds: it took, for all examples.
         examples: how many were scored.
+        gap: how much more it is than the VP-SDE's bound on the same examples.
+        gap_se: standard error of that, from draws and data together.
     """
 
     model: str
@@ -69,6 +71,8 @@ class Score(NamedTuple):
     products: float
     seconds: float
     examples: int
+    gap: float
+    gap_se: float
 
     @property
     def title(self) -> str:
@@ -139,17 +143,18 @@ def bounds(found: Result, *, on: Canvas | None = None) -> Canvas:
     rows = scores_of(found)
     ladder, sde, pixels = [s for s in rows if s.model == "DDPM"], the(rows, "VP-SDE").bits, the(rows, "pixels").bits
     T, y = np.array([s.T for s in ladder]), np.array([s.bits for s in ladder])
-    se, gap = 2 * np.array([s.estimator_se for s in ladder]), y - sde
+    se = 2 * np.array([s.estimator_se for s in ladder])
+    gap, gap_se = np.array([s.gap for s in ladder]), 2 * np.array([s.gap_se for s in ladder])
     marks = {f"VP-SDE {sde:.3f}": sde, f"pixel histogram {pixels:.3f}": pixels}
     common = {"xlabel": "number of levels T", "ticks": (T.tolist(), ())}
-    line = Look(GREY, "", (0, (2, 2)))
+    line, falling = Look(GREY, "", (0, (2, 2))), Series(T, gap[-2] * T[-2] / T)
     panels = [
         Panel(
             {"DDPM": Series(T, y, y - se, y + se)}, "The bound falls to the VP-SDE's", log="x", marks=marks,
             ylabel="bits per pixel", look=MODELS, labels="", **common,
         ),
         Panel(
-            {"DDPM": Series(T, gap), "1 / T": Series(T, gap[0] * T[0] / T)}, "at the rate 1 / T", log="xy",
+            {"DDPM": Series(T, gap, gap - gap_se, gap + gap_se), "1 / T": falling}, "at the rate 1 / T", log="xy",
             ylabel="bits per pixel above the VP-SDE", look={**MODELS, "1 / T": line}, **common,
         ),
     ]  # fmt: skip
@@ -264,8 +269,8 @@ def training(found: Mapping[str, Result], *, on: Canvas | None = None) -> Canvas
 def overview(found: Mapping[str, Result]) -> Figure:
     """The whole demo in one picture, for a README."""
     with style():
-        figure = Figure((11, 7.7), layout="constrained")
-        top, bottom = _parts(figure, 2, 1, height_ratios=[1.0, 1.0], hspace=0.04)
+        figure = Figure((11, 6.7), layout="constrained")
+        top, bottom = _parts(figure, 2, 1, height_ratios=[0.92, 1.0])
         one, two, three = _parts(bottom, 1, 3, width_ratios=[1.15, 1.05, 0.95], wspace=0.04)
     samples(found["samples"], count=36, on=top)
     scores(found["likelihood"], title="Bits per pixel, held-out digits", on=one)

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from sdegen.style import CLOUD, COLORS, FAINT, GREY, INK, MODELS, PIXELS, Canvas, Look, looks, styled
+from sdegen.style import CLOUD, COLORS, FAINT, GREY, INK, MODELS, PIXELS, SUPERSCRIPT, Canvas, Look, looks, styled
 
 __all__ = ["Dot", "Panel", "Series", "dots", "flow", "gallery", "lines", "mosaic", "strips"]
 
@@ -98,12 +98,12 @@ def lines(panels: Sequence[Panel], *, size: tuple[float, float] = (11, 3.8), on:
         if panel.floor is not None:
             low, high, label = panel.floor
             axes.axhspan(low, high, color=FAINT, alpha=0.55, lw=0, zorder=0.5)
-            axes.text(0.02, high, label, transform=axes.get_yaxis_transform(), **_note(va="top", size=8))
+            axes.text(0.03, 0.02, label, transform=axes.transAxes, **_note(va="bottom", size=8))
         for label, value in panel.marks.items():
             axes.axhline(value, color=GREY, lw=0.8, ls=(0, (2, 2)), zorder=1)
-            axes.text(
-                0.985, value, label, transform=axes.get_yaxis_transform(), **_note(ha="right", va="bottom", size=8)
-            )
+            below = len(panel.marks) > 1 and value == min(panel.marks.values())
+            place = _note(ha="right", va="top" if below else "bottom", size=8)
+            axes.text(0.985, value, f" {label} ", transform=axes.get_yaxis_transform(), **place)
         ends = {}
         for label, curve in panel.series.items():
             x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
@@ -183,7 +183,7 @@ def dots(
     if xlim:
         axes.set_xlim(*xlim)
     if log:
-        _ticks(axes.xaxis, [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)])
+        _ticks(axes.xaxis)
     return figure
 
 
@@ -266,7 +266,11 @@ def strips(
     wide = sum(tile.shape[1] for tile, _ in stacked.values())
     room = 11 - 0.3 - 0.075 * max(map(len, rows)) - (0.5 if notes else 0.1) * len(blocks)
     tall = next(iter(stacked.values()))[0].shape[0]
-    figure = Figure(size or (11, min(room / wide, 0.6 / (9 * ZOOM)) * tall + 0.4)) if on is None else on
+    figure = (
+        Figure(size or (11, min(room / wide, 0.6 / (9 * ZOOM)) * tall + (0.62 if columns else 0.4)))
+        if on is None
+        else on
+    )
     ratios = {"width_ratios": [tile.shape[1] for tile, _ in stacked.values()], "wspace": 0.03}
     for axes, (title, (tile, centers)) in zip(
         figure.subplots(1, len(blocks), squeeze=False, gridspec_kw=ratios)[0], stacked.items(), strict=True
@@ -376,9 +380,6 @@ def _image(axes: Axes, tile: NDArray[Any]) -> None:
     axes.spines[:].set_visible(False)
 
 
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
 def _power(value: float, _: Any = None) -> str:
     """Decades as people write them: plain from 0.01 to 10000, powers of ten beyond.
 
@@ -388,7 +389,7 @@ def _power(value: float, _: Any = None) -> str:
     if value <= 0:
         return ""
     exponent = round(np.log10(value))
-    return f"{value:g}" if -2 <= exponent <= 4 else f"10{str(exponent).translate(_SUPERSCRIPT)}"
+    return f"{value:g}" if -2 <= exponent <= 4 else f"10{str(exponent).translate(SUPERSCRIPT)}"
 
 
 def _scales(axes: Axes, log: str) -> None:
@@ -400,9 +401,11 @@ def _scales(axes: Axes, log: str) -> None:
             axis.set_minor_formatter(NullFormatter())
 
 
-def _ticks(axis: Axis, places: Sequence[float]) -> None:
-    """Label these places of a logarithmic axis, as far as they are in view; its own choice where there are none."""
+def _ticks(axis: Axis, places: Sequence[float] = ()) -> None:
+    """Label these places of a logarithmic axis, as far as they are in view; where none are given, 1-2-5 or decades."""
     low, high = sorted(axis.get_view_interval())
+    if not places and axis.get_scale() == "log" and high < 40 * low:
+        places = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
     if seen := [place for place in places if low <= place <= high]:
         axis.set_major_locator(FixedLocator(seen))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -29,7 +29,7 @@ from sdegen.comparison import best
 from sdegen.files import write_bytes
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
-from sdegen.style import Canvas, save, svg
+from sdegen.style import SUPERSCRIPT, Canvas, save, svg
 
 __all__ = ["build", "picture", "read_all"]
 
@@ -52,6 +52,7 @@ def build(folder: Path | str, out: Path | str | None = None) -> Path:
     Raises:
         FileNotFoundError: no run, or a run without results.
         DamagedFile: results that cannot be read.
+        ValueError: results of another version.
     """
     run = Run.open(folder)
     page = Path(out) if out is not None else run / "report.html"
@@ -67,7 +68,10 @@ def picture(folder: Path | str, out: Path | str) -> Path:
         folder: run folder of a demo.
         out: .png, .svg or .pdf.
     """
-    return save(figures.overview(read_all(Run.open(folder))), out)
+    found = read_all(Run.open(folder))
+    if missing := [name for name in ("samples", "likelihood", "errors", "flow") if name not in found]:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)}: the picture is that of a whole demo")
+    return save(figures.overview(found), out)
 
 
 def read_all(run: Run) -> dict[str, Result]:
@@ -92,7 +96,10 @@ def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[s
     parts: dict[str, Any] = {}
     for name, (_, make, needs) in SECTIONS.items():
         if all(need in found for need in needs):
-            parts[name] = make(draw, *(found[need] for need in needs))
+            try:
+                parts[name] = make(draw, *(found[need] for need in needs))
+            except KeyError as error:
+                raise ValueError(f"the result {needs[0]!r} has no {error}: it was written by another version") from None
     titles = [(name, SECTIONS[name][0]) for name in parts] + [("made", "How it was measured")]
     stages = manifest.get("stages", {})
     version, command = manifest.get("versions", {}).get("sdegen"), str(manifest.get("command", ""))
@@ -133,18 +140,17 @@ def _likelihood(draw: Draw, found: Result) -> dict[str, Any]:
     lowest = min(s.bits for s in rows if s.examples == full)
     return {
         "groups": groups, "what": _WHAT, "lowest": lowest, "shown": shown, "examples": full,
-        "gap": ladder[-1].bits - shown["VP-SDE"].bits,
     }  # fmt: skip
 
 
 _WHAT = {
     "uniform": "every level alike, log₂ 17",
     "histogram": "one histogram, all pixels",
-    "pixels": "a histogram for each pixel",
+    "pixels": "a histogram per pixel",
     "VAE": "bound, no levels",
     "DDPM": "bound, T levels",
     "VP-SDE": "bound, all levels",
-    "ODE": "bound along the ODE",
+    "ODE": "bound by the ODE",
 }
 
 
@@ -209,7 +215,8 @@ def _flow(draw: Draw, found: Result) -> dict[str, Any]:
 def _film(draw: Draw, found: Result) -> dict[str, Any]:
     forward = {"forward": "noisy digit", "forward x0": "what the network sees"}
     draw("film_forward", figures.film(found, forward), "A digit with more and more noise, and the network's guess")
-    backward = {"ODE": "ODE", "ODE x0": "what it sees", "SDE": "SDE", "SDE x0": "what it sees"}
+    seen = forward["forward x0"]
+    backward = {"ODE": "along the ODE", "ODE x0": seen, "SDE": "along the SDE", "SDE x0": seen}
     figure = figures.film(found, backward, backward=True)
     draw("film_backward", figure, "Noise becoming a digit along the ODE and along the SDE")
     return {"steps": found.attributes["steps"]}
@@ -301,12 +308,24 @@ def sig(value: float, digits: int = 2) -> str:
     """A number with so many significant digits, and powers of ten only where it is tiny.
 
     >>> sig(0.08534), sig(1.7551), sig(0.0000034)
-    ('0.085', '1.8', '3.4e-06')
+    ('0.085', '1.8', '3.4·10⁻⁶')
     """
     if not math.isfinite(value) or value == 0:
         return "–"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}" if decimals < 6 else f"{value:.{digits - 1}e}"
+    if decimals < 6:
+        return f"{value:.{decimals}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, a real minus among them; see :func:`fixed`.
+
+    >>> signed(-0.01234), signed(0.5)
+    ('−0.012', '+0.500')
+    """
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def whole(value: float) -> str:
@@ -324,7 +343,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("sdegen"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(fixed=fixed, sig=sig, whole=whole)
+    environment.filters.update(fixed=fixed, sig=sig, whole=whole, signed=signed)
     css = resources.files("sdegen").joinpath("templates", "page.css").read_text(encoding="utf-8")
     environment.globals["css"] = Markup(css)
     return environment

@@ -28,6 +28,7 @@ __all__ = [
     "MODELS",
     "PIXELS",
     "STYLE",
+    "SUPERSCRIPT",
     "Canvas",
     "Look",
     "looks",
@@ -104,8 +105,8 @@ def style() -> AbstractContextManager[None]:
 styled = mpl.rc_context(STYLE)
 """A decorator: the function runs in the style."""
 
-PIXELS = LinearSegmentedColormap.from_list("ink", [PAPER, "#b9b7b3", INK])
-PIXELS.set_bad((0, 0, 0, 0))
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+PIXELS = LinearSegmentedColormap.from_list("ink", [PAPER, "#b9b7b3", INK]).with_extremes(bad=(0, 0, 0, 0))
 CLOUD = LinearSegmentedColormap.from_list("cloud", ["#ffffff", "#dfe3ee", "#a9b3d4", "#6c79b4"])
 
 

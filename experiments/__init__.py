@@ -1,0 +1,8 @@
+"""Experiments: one question, one file, one frozen configuration, one command.
+
+Each module has a dataclass ``Config`` whose defaults are the experiment as it is reported, a function ``run(config)``
+that computes everything from scratch and returns the path of its results, and ``python -m experiments.NAME`` that calls
+it. Results are HDF5 with a CSV table and figures beside it.
+
+    solver_error    how far from the exact solution does each solver end, for a number of network calls?
+"""

@@ -1,0 +1,198 @@
+"""The page of a run: one file that fetches nothing, drawn from results alone, honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sdegen import report, results
+from sdegen.files import DamagedFile
+from sdegen.results import Result
+from sdegen.runs import RESULTS, Run
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+def drawing(**given):
+    """An HTML parser that checks that every element is closed, and collects addresses and identifiers."""
+
+    class Check(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.addresses, self.ids, self.text = [], [], [], []
+
+        def handle_starttag(self, tag, attributes):
+            found = dict(attributes)
+            self.addresses += [found[name] for name in ("src", "href", "xlink:href") if found.get(name)]
+            self.ids += [found["id"]] if "id" in found else []
+            if tag not in VOID:
+                self.open.append(tag)
+
+        def handle_startendtag(self, tag, attributes):
+            self.handle_starttag(tag, attributes)
+            if tag not in VOID:
+                self.open.pop()
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+        def handle_data(self, data):
+            self.text.append(data)
+
+    return Check(**given)
+
+
+def likelihood() -> Result:
+    models = ["uniform", "histogram", "pixels", "VAE", "DDPM", "DDPM", "VP-SDE", "ODE"]
+    n = len(models)
+    bits = np.array([4.087, 2.9, 2.4, 2.1, 3.5, 1.8, 1.75, 1.74])
+    zeros, nan = np.zeros(n), np.full(n, np.nan)
+    columns = {
+        "bits": bits, "estimator_se": zeros + 0.004, "data_se": zeros + 0.013, "reconstruction": zeros + 0.008,
+        "latent": bits - 0.01, "prior": np.where(bits == 1.74, nan, 0.002), "forward": zeros + 32, "products": zeros,
+        "seconds": zeros + 1.5, "gap": bits - 1.75, "gap_se": zeros + 0.001,
+    }  # fmt: skip
+    settings = {"path": "VP(<cosine>)", "decoder": "Softmax()", "repeats": 2, "draws": 16}
+    reports = [
+        {"method": "variational bound", "logsnr": [7.9, -5.0], "forward": 32.0, "settings": settings},
+        {"method": "probability-flow ODE", "logsnr": [7.9, -5.0], "forward": 60.0, "settings": settings},
+    ]
+    arrays = {name: (("row",), values) for name, values in columns.items()}
+    arrays |= {"model": (("row",), models), "T": (("row",), [0, 0, 0, 0, 10, 1000, 0, 0])}
+    arrays |= {"kind": (("row",), ["exact"] * 3 + ["upper bound"] * 5), "examples": (("row",), [360] * 7 + [180])}
+    return Result(arrays, {"reports": json.dumps(reports)})
+
+
+def errors() -> Result:
+    """Three solvers: one that spends its budgets, a stochastic one, and one with a tolerance."""
+    cells = [
+        ("heun", False, 2, 10, np.nan, 10, 0.2, 0.09), ("heun", False, 2, 20, np.nan, 20, 0.05, 0.01),
+        ("ancestral", True, 1, 10, np.nan, 10, 0.4, 0.2), ("ancestral", True, 1, 20, np.nan, 20, 0.3, 0.1),
+        ("dopri5", False, 0, 0, 1e-2, 14, 0.1, 0.02), ("dopri5", False, 0, 0, 1e-3, 18, 0.02, 0.01),
+    ]  # fmt: skip
+    names = ("solver", "stochastic", "order", "budget", "tol", "nfe", "error", "distance")
+    arrays = {name: (("cell",), list(column)) for name, column in zip(names, zip(*cells, strict=True), strict=True)}
+    arrays |= {"error_se": (("cell",), [0.01] * len(cells)), "seconds": (("cell",), [0.1] * len(cells))}
+    arrays |= {"floor": (("quantile",), [0.02, 0.01, 0.03]), "quantile": (("quantile",), ["mean", "low", "high"])}
+    about = {"oracle": "mixture2d", "truth": "Mixture()", "path_repr": "VP()", "samples": 256, "cloud": 5000}
+    return Result(arrays, {**about, "reference_steps": 512})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    run = Run.create(
+        tmp_path / "run", "seed = 0\n", seed=0, threads=2, train_size=1437, test_size=360,
+        data={"description": "digits <&>", "source": "somewhere"}, stages={"Train the VAE": 12.0},
+    )  # fmt: skip
+    results.write(run / RESULTS, "likelihood", likelihood())
+    results.write(run / RESULTS, "errors", errors())
+    return run.path
+
+
+def parsed(page):
+    check = drawing()
+    check.feed(page.read_text(encoding="utf-8"))
+    assert check.open == []
+    return check
+
+
+def test_page_is_one_file_that_fetches_nothing(folder):
+    page = report.build(folder)
+    assert page == folder / "report.html"
+    check, text = parsed(page), page.read_text(encoding="utf-8")
+    outside = [a for a in check.addresses if not a.startswith(("#", "data:"))]
+    assert outside == []
+    assert "<script" not in text
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#|['\"]?data:)", text)
+    assert len(check.ids) == len(set(check.ids))
+    inside = {a[1:] for a in check.addresses if a.startswith("#")}
+    assert inside <= set(check.ids)
+
+
+def test_page_leaves_out_what_was_not_measured(folder):
+    text = report.build(folder).read_text(encoding="utf-8")
+    assert 'id="likelihood"' in text
+    assert 'id="errors"' in text
+    assert 'id="film"' not in text
+    assert "Probability flow" in text
+
+
+def test_page_is_drawn_again_from_results_alone_and_the_same(folder, tmp_path):
+    one = report.build(folder).read_bytes()
+    for file in folder.iterdir():
+        if file.name not in (RESULTS, "manifest.json"):
+            file.unlink()
+    two = report.build(folder, tmp_path / "again.html").read_bytes()
+    assert one == two
+
+
+def test_values_from_outside_are_escaped(folder):
+    text = report.build(folder).read_text(encoding="utf-8")
+    assert "digits &lt;&amp;&gt;" in text
+    assert "VP(&lt;cosine&gt;)" in text
+
+
+def test_the_answers_come_first_and_are_right(folder):
+    text = " ".join("".join(parsed(report.build(folder)).text).split())
+    glance = text[: text.index("Two kinds of uncertainty")]
+    assert "at most 1.75 bits" in glance
+    assert "DDPM with 1,000 levels needs 1.80" in glance
+    assert "the VAE 2.10" in glance
+    assert "Of 3 solvers, heun" in glance
+
+
+def test_tables_mark_the_best_and_say_what_was_spent():
+    table = report._table(errors(), "error")
+    assert table["budgets"] == [10, 20]
+    cells = {row["name"]: row["cells"] for row in table["rows"]}
+    assert [cell["best"] for cell in cells["heun"]] == [True, False]
+    assert [cell["best"] for cell in cells["ancestral"]] == [True, True]  # of its equation
+    ten, twenty = cells["dopri5"]
+    assert ten is None  # no solve of an adaptive method fits into ten calls
+    assert (twenty["nfe"], twenty["value"], twenty["best"]) == (18, 0.02, True)
+    within = {
+        row["name"]: [bool(c and c["best"]) for c in row["cells"]]
+        for row in report._table(errors(), "distance")["rows"]
+    }
+    assert within == {"heun": [False, True], "ancestral": [False, False], "dopri5": [False, True]}
+
+
+def test_the_readme_picture_needs_the_whole_demo(folder, tmp_path):
+    assert report.main([str(folder), "--picture", str(tmp_path / "x.png")]) == 2
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_bad_runs_get_one_line(folder, tmp_path, capsys):
+    cases = {}
+    cases["nothing"] = tmp_path / "nothing"
+    cases["empty"] = Run.create(tmp_path / "empty", "").path
+    cases["truncated"] = shutil.copytree(folder, tmp_path / "truncated")
+    content = (folder / RESULTS).read_bytes()
+    (cases["truncated"] / RESULTS).write_bytes(content[: len(content) // 2])
+    cases["older"] = shutil.copytree(folder, tmp_path / "older")
+    found = errors()
+    results.write(
+        cases["older"] / RESULTS, "errors", Result({n: a for n, a in found.arrays.items() if n != "distance"}, {})
+    )
+    for name, path in cases.items():
+        assert report.main([str(path)]) == 2, name
+        out = capsys.readouterr()
+        assert out.out == ""
+        assert len(out.err.strip().splitlines()) == 1
+        assert not (path / "report.html").exists()
+    with pytest.raises(DamagedFile):
+        report.build(cases["truncated"])
+    with pytest.raises(ValueError, match="another version"):
+        report.build(cases["older"])
+
+
+@pytest.mark.parametrize("value", [1e-9, 0.0034, 0.5, 12.3, 4567.0])
+def test_significant_digits(value):
+    text = report.sig(value, 2).replace("·10", "e").translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    assert float(text) == pytest.approx(value, rel=0.05)
