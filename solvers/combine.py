@@ -203,4 +203,5 @@ class InScaling(Solver[Any]):
 
 
 def _facts(solver: Solver[Any]) -> dict[str, Any]:
-    return {name: getattr(solver, name) for name in ("order", "nfe_per_step", "stochastic", "reference")}
+    names = ("order", "nfe_per_step", "stochastic", "strong_order", "linear", "reference")
+    return {name: getattr(solver, name) for name in names}

@@ -131,6 +131,7 @@ class SRA1(Solver[None]):
     order = 2
     nfe_per_step = 2
     stochastic = True
+    strong_order = 1.5
     reference = "Roessler 2010, doi:10.1137/09076636X"
 
     def __post_init__(self) -> None:
