@@ -58,6 +58,9 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted.
     """
     words = list(sys.argv[1:] if words is None else words)
+    # Threads that wait by spinning starve each other as soon as anything else runs on the machine: a step of a small
+    # network then takes ten times as long. Read by OpenMP when torch is loaded, so it is set here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in words
     if words[:1] == ["--debug"]:
         words = [*words[1:], "--debug"]
