@@ -151,6 +151,13 @@ def _chunks(
         yield part, None if cond is None else cond[i : i + size].to(model.device)
 
 
+def _rows(model: LatentVariableModel) -> int:
+    """Rows whose largest tensor, one number for each level of each coordinate, has 2^24 numbers; at most 4096."""
+    part = getattr(model, "decoder", None) if isinstance(model, GaussianDiffusion) else getattr(model, "head", None)
+    bins = getattr(part, "bins", None)
+    return max(1, min(4096, 2**24 // (model.dims * (1 if bins is None else bins.count))))
+
+
 def _errors(repeats: Tensor) -> tuple[Tensor, float, float]:
     """Values (N,), the estimator's and the data's standard error of their mean, from independent repeats (R, N)."""
     r, n = repeats.shape
@@ -178,7 +185,7 @@ def bound(
     *,
     draws: int = 16,
     repeats: int = 2,
-    batch: int = 2048,
+    batch: int | None = None,
     seed: int = 0,
     bin_width: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -194,7 +201,7 @@ def bound(
         cond: class labels (N,) or None.
         draws: noise levels (latents) in each repeat.
         repeats: independent repeats, at least 2 to know the estimator's error.
-        batch: network rows at a time.
+        batch: network rows at a time; as many as fit into half a gigabyte by default.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
         progress: called as ``progress(done, N)`` after every batch.
@@ -210,7 +217,7 @@ def bound(
     parts: list[Tensor] = []
     done = 0
     with _evaluating(model):
-        for x, labels in _chunks(model, data, cond, batch // (draws * repeats)):
+        for x, labels in _chunks(model, data, cond, (batch or _rows(model)) // draws):
             terms = [model.elbo(x, labels, generator=generator, draws=draws) for _ in range(repeats)]
             totals.append(torch.stack([e.total for e in terms]).cpu())
             parts.append(torch.stack([torch.stack(tuple(e)).mean(1) * len(x) for e in terms]).mean(0).cpu())
@@ -219,12 +226,12 @@ def bound(
                 progress(done, len(data))
     values, estimator, spread = _errors(torch.cat(totals, 1))
     return LikelihoodReport(
-        method="variational bound",
-        kind="upper bound",
+        method="code length" if model.exact else "variational bound",
+        kind="exact" if model.exact else "upper bound",
         of="probability" if model.discrete else "density",
         values=values,
         parts=dict(zip(Elbo._fields, (torch.stack(parts).sum(0) / len(data)).tolist(), strict=True)),
-        estimator_se=estimator,
+        estimator_se=0.0 if model.exact else estimator,
         data_se=spread,
         dims=model.dims,
         bits_offset=_offset(model, bin_width),
@@ -243,7 +250,7 @@ def ode_likelihood(
     *,
     trace: Trace | None = None,
     draws: int = 1,
-    batch: int = 512,
+    batch: int | None = None,
     seed: int = 0,
     bin_width: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -257,8 +264,8 @@ def ode_likelihood(
         cond: class labels (N,) or None.
         trace: exact up to 16 coordinates, one Hutchinson probe beyond, by default.
         draws: z_0 for each datum, for a discrete decoder.
-        batch: rows at a time. Adaptive solvers share their steps within a batch, so that it changes values at the level
-            of the tolerance.
+        batch: rows at a time; at most 512, and as many as fit into half a gigabyte by default. Adaptive solvers share
+            their steps within a batch, so that it changes values at the level of the tolerance.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
         progress: called as ``progress(done, N)`` after every batch.
@@ -272,7 +279,7 @@ def ode_likelihood(
     found: list[tuple[Tensor, Tensor]] = []
     parts: dict[str, float] = {}
     with _evaluating(model):
-        for x, labels in _chunks(model, data, cond, batch // max(draws, 1)):
+        for x, labels in _chunks(model, data, cond, (batch or min(512, _rows(model))) // max(draws, 1)):
             numbers = range(done, done + len(x))
             one = ode_log_prob(model, x, labels, trace=trace, draws=draws, seed=seed, samples=numbers, **settings)
             found.append((-one.log_prob.cpu(), one.spread.cpu()))
@@ -323,7 +330,7 @@ def importance(
     cond: Tensor | None = None,
     *,
     repeats: int = 2,
-    batch: int = 512,
+    batch: int | None = None,
     seed: int = 0,
     bin_width: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -336,7 +343,7 @@ def importance(
         K: latents per datum.
         cond: class labels (N,) or None.
         repeats: independent repeats, at least 2 to know the estimator's error.
-        batch: data at a time.
+        batch: data at a time; as many as fit into half a gigabyte by default.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
         progress: called as ``progress(done, N)`` after every batch.
@@ -345,7 +352,7 @@ def importance(
     generator = torch.Generator().manual_seed(seed)
     totals: list[Tensor] = []
     with _evaluating(model):
-        for x, labels in _chunks(model, data, cond, batch):
+        for x, labels in _chunks(model, data, cond, batch or _rows(model)):
             totals.append(torch.stack([model.iwae(x, K, labels, generator=generator).cpu() for _ in range(repeats)]))
             if progress is not None:
                 progress(sum(t.shape[1] for t in totals), len(data))

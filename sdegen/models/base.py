@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -145,15 +145,15 @@ class LatentVariableModel(nn.Module, ABC):
     Attributes:
         event_shape: shape of one datum, without the batch.
         levels: the measure of the latent term.
-        objective: weighting and sampling density of the levels.
         prior: distribution of the top latent.
+        exact: whether the bound is the likelihood itself.
         evaluations: network calls since construction, counted per example (a batch of 64 counts 64).
     """
 
     event_shape: tuple[int, ...]
     levels: Levels
-    objective: Objective = ELBO
     prior: Prior
+    exact: ClassVar[bool] = False
     evaluations: int = 0
 
     # --- what a model says about itself ---
@@ -212,7 +212,7 @@ class LatentVariableModel(nn.Module, ABC):
         u: Tensor,
         generator: torch.Generator,
         *,
-        objective: Objective | None = None,
+        objective: Objective = ELBO,
     ) -> Elbo:
         """One draw of the bound for each datum. Everything else that speaks of the bound asks this function.
 
@@ -221,12 +221,11 @@ class LatentVariableModel(nn.Module, ABC):
             cond: class labels (B,) or None.
             u: (B,) uniform numbers that choose the levels, float64.
             generator: of the noise.
-            objective: weighting and density of the levels; by default w = 1 at the model's own density.
+            objective: weighting and sampling density of the levels; w = 1 is the bound.
 
         Returns:
             The three terms, (B,) each; their expectations add up to the bound (where w = 1).
         """
-        objective = objective or Objective(density=self.objective.density)
         u = u.to(x.device)
         q = self.encode(x, cond)
         ends, between = _normal(q.bottom.mean, generator), _normal(x, generator)

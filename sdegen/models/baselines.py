@@ -30,6 +30,7 @@ class Independent(LatentVariableModel):
     """
 
     log_p: Tensor
+    exact = True
 
     def __init__(self, log_p: Tensor, bins: Bins) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class GaussianDiffusion(LatentVariableModel):
         path: the Gaussian path; its ``t_min`` and ``t_max`` are the ends of the bound and of sampling.
         levels: ``Continuous()`` or ``Discrete``.
         decoder: p(x | z_0).
-        objective: of :meth:`loss`; its density also places the levels of :meth:`elbo`.
+        objective: of :meth:`loss`; the bound is the bound, whatever a model was trained for.
         event_shape: shape of one datum; taken from the denoiser or its network where they know it.
 
     >>> from sdegen.denoiser import Denoiser
