@@ -75,6 +75,12 @@ def _inverse_factorials(count: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+@lru_cache
+def _factorials(count: int) -> Tensor:
+    """k! for k < count."""
+    return torch.tensor([float(math.factorial(k)) for k in range(count)], dtype=torch.float64)
+
+
 def phis(count: int, z: Tensor) -> Tensor:
     """phi_1(z), ..., phi_count(z), accurate to a few ulp for every z.
 
@@ -161,8 +167,7 @@ class Form(ABC):
         Returns:
             Tensor (*h.shape, count).
         """
-        factorials = torch.tensor([float(math.factorial(k)) for k in range(count)], dtype=torch.float64)
-        return h[..., None] * factorials * phis(count, self.sign * h)
+        return h[..., None] * _factorials(count) * phis(count, self.sign * h)
 
 
 class _X0Form(Form):
@@ -256,6 +261,11 @@ def windows(lam: Tensor, memory: int, least: int = 1) -> Iterator[tuple[int, int
         yield q - 1, last, lam[:last].unfold(0, q, 1).flip(-1)
 
 
+def row_of(kept: Tensor, new: Tensor, weights: Tensor) -> Tensor:
+    """(kept, new w_0, new w_1, ...), of shape (..., 1 + q)."""
+    return torch.cat([kept[..., None], new[..., None] * weights], -1)
+
+
 def filed(keys: Tensor, rows: Tensor) -> dict[tuple[float, ...], Row]:
     """Rows (m, n) by their keys (m, k): numbers, which cost least, or tensors where somebody wants their gradient."""
     each: tuple[Row, ...] = rows.unbind() if rows.requires_grad else _lists(rows)
@@ -307,18 +317,14 @@ class ExponentialMultistep(Solver[Memory]):
         """
         return self.integral(lam, lam[..., 0], lam_s)
 
-    def rows(self, path: Path, t: Tensor, s: Tensor, lam: Tensor, lam_s: Tensor) -> Tensor:
-        """The coefficients (kept, new w_0, new w_1, ...) of steps from t to s (...), shape (..., 1 + q)."""
-        kept, new = FORMS[self.form].factors(path, t, s)
-        return torch.cat([kept[..., None], new[..., None] * self.weights(path, lam, lam_s)], -1)
-
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Memory:
-        lam = problem.path.logsnr(ts) / 2
+        path, lam = problem.path, problem.path.logsnr(ts) / 2
+        kept, new = FORMS[self.form].factors(path, ts[:-1], ts[1:])
         planned: dict[tuple[float, ...], Row] = {}
         for first, last, nodes in windows(lam[:-1], self.memory):
-            here, there = slice(first, last), slice(first + 1, last + 1)
-            rows = self.rows(problem.path, ts[here], ts[there], nodes, lam[there])
-            planned |= filed(torch.cat([lam[there, None], nodes], -1), rows)
+            here, there = slice(first, last), lam[first + 1 : last + 1]
+            rows = row_of(kept[here], new[here], self.weights(path, nodes, there))
+            planned |= filed(torch.cat([there[:, None], nodes], -1), rows)
         return Memory((), planned.get, None)
 
     def observe(self, state: Memory, lam: Tensor, prediction: Prediction) -> Memory:
@@ -332,7 +338,8 @@ class ExponentialMultistep(Solver[Memory]):
         target = 0.5 * path.logsnr(s).item()
         row = planned((target, *[node.lam.item() for node in nodes]))
         if row is None:
-            row = self.rows(path, t, s, torch.stack([node.lam for node in nodes]), path.logsnr(s) / 2)
+            weights = self.weights(path, torch.stack([node.lam for node in nodes]), path.logsnr(s) / 2)
+            row = row_of(*FORMS[self.form].factors(path, t, s), weights)
         seen = [getattr(node, self.form) for node in nodes]
         return mix(*zip(row, [x, *seen], strict=True)), Memory(nodes, planned, target)
 

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.exponential import FORMS, ExponentialMultistep, History, Memory, Node, Row, check, filed, windows
+from solvers.exponential import FORMS, ExponentialMultistep, History, Memory, Node, Row, check, filed, row_of, windows
 from solvers.integrate import Solver
 from solvers.noise import Noise
 from solvers.problem import DiffusionProblem, Path, Predict, Prediction, mix
@@ -192,17 +192,16 @@ class UniC(Solver[Corrected]):
     def _rule(self) -> UniP:
         return UniP(self.p, self.form, self.variant)
 
-    def _rows(self, path: Path, r: Tensor, t: Tensor, lam: Tensor) -> Tensor:
-        """(kept, new w_0, ...) of the corrected step from r to t through predictions at t, r, ..., (..., q + 1)."""
-        kept, new = FORMS[self.form].factors(path, r, t)
-        weights = self._rule.integral(lam, lam[..., 1], lam[..., 0])
-        return torch.cat([kept[..., None], new[..., None] * weights], -1)
+    def _weights(self, lam: Tensor) -> Tensor:
+        """Of the step that ended at lam[..., 0], through the predictions there and before, (..., q + 1)."""
+        return self._rule.integral(lam, lam[..., 1], lam[..., 0])
 
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Corrected:
+        kept, new = FORMS[self.form].factors(problem.path, ts[:-1], ts[1:])
         planned: dict[tuple[float, ...], Row] = {}
         for first, last, nodes in windows(problem.path.logsnr(ts[:-1]) / 2, self.p + 1, least=2):
-            rows = self._rows(problem.path, ts[first - 1 : last - 1], ts[first:last], nodes)
-            planned |= filed(nodes, rows)
+            to = slice(first - 1, last - 1)  # the steps that end where there are so many predictions
+            planned |= filed(nodes, row_of(kept[to], new[to], self._weights(nodes)))
         return Corrected(self.predictor.init(problem, x, ts), (), planned.get, None)
 
     def observe(self, state: Corrected, lam: Tensor, prediction: Prediction) -> Corrected:
@@ -219,7 +218,9 @@ class UniC(Solver[Corrected]):
             before, r, _ = state.last
             row = state.planned(key)
             if row is None:
-                row = self._rows(path, r, t, torch.stack([node.lam for node in nodes]))
+                weights = self._weights(torch.stack([node.lam for node in nodes]))
+                kept, new = FORMS[self.form].factors(path, r, t)
+                row = row_of(kept, new, weights)
             x = mix(*zip(row, [before, *(getattr(node, self.form) for node in nodes)], strict=True))
             now = FORMS[self.form].tied(now, x, path.alpha(t), path.sigma(t))
         moved, inner = self.predictor.step(problem.calling(_answering(now)), x, t, s, state.inner, noise)
