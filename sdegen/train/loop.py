@@ -7,20 +7,19 @@ to save, a resumed run equals an uninterrupted one bit for bit on the CPU, and t
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from sdegen.data import Dataset
 from sdegen.objectives import low_discrepancy
 from sdegen.runs import STATE, Run
+from sdegen.train.batches import batch, labels, seed_of
 from sdegen.train.config import TrainConfig
 from sdegen.train.ema import EMA
 from sdegen.train.interrupt import cpu_threads, own_randomness, stoppable
@@ -86,11 +85,11 @@ def fit(
         while now.spent < 1 and not stop.is_set():
             model.train()
             n, lr = now.steps, config.learning_rate(now.steps, now.spent)
-            rows = _batch(len(data.train), config.batch_size, config.seed, n).to(device)
-            torch.manual_seed(_seed(config.seed, 0, n))
-            generator.manual_seed(_seed(config.seed, 1, n))
+            rows = batch(len(data.train), config.batch_size, config.seed, n).to(device)
+            torch.manualseed_of(seed_of(config.seed, 0, n))
+            generator.manualseed_of(seed_of(config.seed, 1, n))
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                loss = model.loss(data.train[rows], _labels(data.train_cond, rows, config), generator=generator)
+                loss = model.loss(data.train[rows], labels(data.train_cond, rows, config), generator=generator)
             now.optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(weights, config.clip)
@@ -140,7 +139,7 @@ def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
     x, cond = dataset.test[: config.eval_size], None
     if dataset.test_cond is not None and config.conditional:
         cond = dataset.test_cond[: config.eval_size]
-    generator = torch.Generator(x.device).manual_seed(_seed(config.seed, 2, 0))
+    generator = torch.Generator(x.device).manualseed_of(seed_of(config.seed, 2, 0))
     u, nats = low_discrepancy(config.eval_draws * len(x), generator).reshape(config.eval_draws, -1), []
     for draw in u:
         for rows in torch.arange(len(x), device=x.device).split(256):
@@ -160,31 +159,6 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
-
-
-def _labels(cond: Tensor | None, rows: Tensor, config: TrainConfig) -> Tensor | None:
-    """The batch's classes, some of them dropped (-1), so that the network learns with and without."""
-    if cond is None or not config.conditional:
-        return None
-    kept = torch.rand(rows.shape, device=rows.device) >= config.drop_labels
-    return cond[rows].where(kept, -1)
-
-
-def _seed(*key: int) -> int:
-    """A well-mixed seed from a tuple of numbers: (root seed, stream, index)."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-@functools.lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng([seed, 3, epoch]).permutation(count))
-
-
-def _batch(count: int, size: int, seed: int, step: int) -> Tensor:
-    """Rows of batch number ``step``: every epoch goes once through a new random order, in whole batches."""
-    size = min(size, count)
-    epoch, i = divmod(step, count // size)
-    return _order(count, seed, epoch)[i * size : (i + 1) * size]
 
 
 def _diverged(step: int, loss: float, norm: float, lr: float, run: Run | None) -> str:

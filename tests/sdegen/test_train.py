@@ -36,7 +36,7 @@ from sdegen.train import (
     load_weights,
     save_weights,
 )
-from sdegen.train.loop import _batch
+from sdegen.train.batches import batch
 
 
 class Line(nn.Module):
@@ -142,11 +142,11 @@ def test_ema_forgets_the_start() -> None:
 
 def test_every_epoch_shows_every_example_once() -> None:
     for epoch in range(3):
-        rows = torch.cat([_batch(64, 16, 7, 4 * epoch + i) for i in range(4)])
+        rows = torch.cat([batch(64, 16, 7, 4 * epoch + i) for i in range(4)])
         assert torch.equal(rows.sort().values, torch.arange(64))
-    assert not torch.equal(_batch(64, 16, 7, 0), _batch(64, 16, 7, 4))
-    assert not torch.equal(_batch(64, 16, 7, 0), _batch(64, 16, 8, 0))
-    assert len(_batch(10, 128, 0, 5)) == 10  # fewer examples than a batch
+    assert not torch.equal(batch(64, 16, 7, 0), batch(64, 16, 7, 4))
+    assert not torch.equal(batch(64, 16, 7, 0), batch(64, 16, 8, 0))
+    assert len(batch(10, 128, 0, 5)) == 10  # fewer examples than a batch
 
 
 # --- the loop ---
