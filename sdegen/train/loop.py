@@ -86,8 +86,8 @@ def fit(
             model.train()
             n, lr = now.steps, config.learning_rate(now.steps, now.spent)
             rows = batch(len(data.train), config.batch_size, config.seed, n).to(device)
-            torch.manualseed_of(seed_of(config.seed, 0, n))
-            generator.manualseed_of(seed_of(config.seed, 1, n))
+            torch.manual_seed(seed_of(config.seed, 0, n))
+            generator.manual_seed(seed_of(config.seed, 1, n))
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 loss = model.loss(data.train[rows], labels(data.train_cond, rows, config), generator=generator)
             now.optimizer.zero_grad()
@@ -139,7 +139,7 @@ def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
     x, cond = dataset.test[: config.eval_size], None
     if dataset.test_cond is not None and config.conditional:
         cond = dataset.test_cond[: config.eval_size]
-    generator = torch.Generator(x.device).manualseed_of(seed_of(config.seed, 2, 0))
+    generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, 2, 0))
     u, nats = low_discrepancy(config.eval_draws * len(x), generator).reshape(config.eval_draws, -1), []
     for draw in u:
         for rows in torch.arange(len(x), device=x.device).split(256):
