@@ -71,7 +71,7 @@ class Churn(Solver[tuple[int, Any]]):
     solver: Solver[Any]
     s_churn: float = 10.0
     s_min: float = 0.0
-    s_max: float = math.inf
+    s_max: float = 1e9
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:

@@ -121,6 +121,10 @@ def linear(form: str, eta: float | Tensor) -> Linear:
     return _LINEAR[form](eta)
 
 
+def _unplanned(key: tuple[float, ...]) -> None:
+    """No row is computed before its step."""
+
+
 # --- Multistep --------------------------------------------------------------------------------------------------------
 
 
@@ -148,19 +152,20 @@ class StochasticMultistep(ExponentialMultistep):
     def moments(self, h: Tensor, count: int) -> Tensor:
         return linear(self.form, self.eta).moments(h, count, super().moments)
 
-    def rows(self, path: Path, t: Tensor, s: Tensor, lam: Tensor, lam_s: Tensor) -> Tensor:
-        kept, new, _ = linear(self.form, self.eta).factors(path, t, s)
-        return torch.cat([kept[..., None], new[..., None] * self.weights(path, lam, lam_s)], -1)
+    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Memory:
+        return Memory((), _unplanned, None)
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
-        moved, state = super().step(problem, x, t, s, state, noise)
-        if self.eta == 0:
-            return moved, state
         path = problem.path
-        _, _, std = linear(self.form, self.eta).factors(path, t, s)
-        return mix((1.0, moved), (std, noise(path.logsnr(t) / 2, path.logsnr(s) / 2))), state
+        lam_t, lam_s = path.logsnr(t) / 2, path.logsnr(s) / 2
+        state = self.observe(state, lam_t, problem.predict(x, t))
+        kept, new, std = linear(self.form, self.eta).factors(path, t, s)
+        weights = new * self.weights(path, torch.stack([node.lam for node in state.nodes]), lam_s)
+        seen = [getattr(node, self.form) for node in state.nodes]
+        fresh = [(std, noise(lam_t, lam_s))] if self.eta > 0 else []
+        return mix((kept, x), *zip(weights.unbind(), seen, strict=True), *fresh), state
 
 
 @dataclass(frozen=True)

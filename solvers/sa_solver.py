@@ -43,7 +43,7 @@ class Window:
 
     value: float
     low: float = 0.0
-    high: float = float("inf")
+    high: float = 1e9
 
     def __call__(self, logsnr: Tensor) -> float:
         return self.value if self.low <= float((-0.5 * logsnr).exp()) <= self.high else 0.0
