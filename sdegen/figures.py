@@ -116,7 +116,7 @@ def scores(found: Result, *, on: Canvas | None = None, title: str = "") -> Canva
     low = min(d.value - d.outer for d in dots)
     return plots.dots(
         dots, title=title, marks={f"pixel histogram {pixels:.2f}": pixels, f"uniform {uniform:.2f}": uniform},
-        xlabel="bits per pixel of a held-out digit (less is better)", xlim=(low - 0.12, uniform + 1.15),
+        xlabel="bits per pixel of a held-out digit (less is better)", xlim=(low - 0.12, uniform + 1.4),
         size=(5.4, 2.5), on=on,
     )  # fmt: skip
 

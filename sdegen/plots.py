@@ -267,7 +267,7 @@ def strips(
     room = 11 - 0.3 - 0.075 * max(map(len, rows)) - (0.5 if notes else 0.1) * len(blocks)
     tall = next(iter(stacked.values()))[0].shape[0]
     figure = (
-        Figure(size or (11, min(room / wide, 0.6 / (9 * ZOOM)) * tall + (0.62 if columns else 0.4)))
+        Figure(size or (11, min(room / wide, 0.8 / (9 * ZOOM)) * tall + (0.62 if columns else 0.4)))
         if on is None
         else on
     )

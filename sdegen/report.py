@@ -262,7 +262,7 @@ def _facts(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[str
             "spread of the repeats is the estimator's error"
         )
         for ode in (r for r in reports if "ODE" in r["method"]):
-            known = _settings(ode, "solver", "trace", "draws", "tol")
+            known = _settings(ode, "solver", "trace", "draws")
             facts["Probability flow"] = f"{known}; {ode['forward']:.0f} network calls for each digit, counted"
     if "errors" in found:
         e = found["errors"].attributes

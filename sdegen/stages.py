@@ -50,7 +50,7 @@ def train(config: RunConfig, data: Dataset, folder: Path) -> tuple[Any, Result]:
     run = Run.create(
         folder, config.to_toml(), seed=config.seed, device=config.device, threads=config.threads, data=describe(data)
     )
-    done = fit(model, data, config.train, run=run, progress=True)
+    done = fit(model, data, config.train, run=run)
     run.note(status="finished", steps=done.steps, seconds=round(done.seconds, 2))
     rows = done.history
     arrays = {name: (("row",), np.array([row[name] for row in rows])) for name in rows[0]}
@@ -96,7 +96,7 @@ def score(
         ),
     }  # fmt: skip
     found: dict[tuple[str, int], LikelihoodReport] = {}
-    with tqdm(total=len(jobs), bar_format=BAR) as bar:
+    with tqdm(total=len(jobs), bar_format=BAR, disable=None) as bar:
         for (name, T), job in jobs.items():
             bar.set_postfix_str(f"{name} {T or ''}")
             found[name, T] = job(progress=_advance(bar, bar.n))
@@ -197,7 +197,7 @@ def strips(
     }
     shape = (len(budgets), len(chosen))
     images, nfe, error = np.zeros((*shape, *z.shape), np.float32), np.zeros(shape, int), np.zeros(shape)
-    with tqdm(total=len(chosen) * sum(budgets), bar_format=BAR) as bar:
+    with tqdm(total=len(chosen) * sum(budgets), bar_format=BAR, disable=None) as bar:
         for j, (name, solver) in enumerate(chosen.items()):
             for i, budget in enumerate(budgets):
                 noise = BrownianMotion(z, seed) if solver.stochastic else None
@@ -257,7 +257,7 @@ def film(data: Dataset, model: GaussianDiffusion, *, frames: int = 12, between: 
 
 def errors(settings: Comparison) -> Result:
     """Solvers against the exact solution, with a bar: see :func:`sdegen.comparison.compare`."""
-    with tqdm(total=1.0, bar_format=BAR) as bar:
+    with tqdm(total=1.0, bar_format=BAR, disable=None) as bar:
 
         def advance(name: str, share: float) -> None:
             bar.set_postfix_str(name, refresh=False)

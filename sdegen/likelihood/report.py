@@ -297,6 +297,8 @@ def ode_likelihood(
     within = spreads.square().mean() if not unknown and bool(spreads.isfinite().all()) else torch.tensor(0.0)
     spread = values.var() if n > 1 else torch.tensor(math.nan)
     method = resolve(settings.get("solver", "dopri5"))
+    if settings.get("tol") is not None:
+        method = method.with_tolerance(settings["tol"])
     return LikelihoodReport(
         method="probability-flow ODE",
         kind="upper bound" if model.discrete else ("exact" if trace.exact else "estimate"),
