@@ -14,8 +14,10 @@ rhoAB
     rho = sigma / alpha = exp(-lam). With y = x / alpha the equation is dy/drho = eps, without any linear part, and the
     method is the classical Adams-Bashforth method with variable steps.
 
-Both are of order r + 1 with polynomials of degree r; r = 0 is DDIM. Rounding is no matter in float64; in single
-precision the closed forms of rhoAB cancel, and the error *grows* when steps are refined.
+Both are of order r + 1 with polynomials of degree r; r = 0 is DDIM. Their start has degrees 0, 1, ..., r, and where the
+first steps are long in lam it is seen: r = 2 and 3 then converge like r = 1. ``Warmup(DPMSolver3S(), DEIStAB(3), 2)``
+keeps the order. (The scheduler of that name in diffusers takes log rho, that is lam: it is exponential Adams in
+eps-form, with closed integrals in float32 that cancel until its error *grows* when steps are refined.)
 
 Reference: Zhang and Chen 2022, arXiv:2204.13902.
 """

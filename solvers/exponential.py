@@ -24,8 +24,9 @@ formulas (:mod:`solvers.dpm_solver`, :mod:`solvers.unipc`) put something simpler
 A multistep method remembers the :class:`Node` of each earlier step. While its memory is short it extrapolates with the
 lower order that the memory allows, beginning with DDIM: that is its *start*. One step of order q makes an error of
 order q + 1, so a start at order 1 leaves every method formally at order 2; how much of that is seen depends on how
-constant the prediction is in the first steps, which, at high noise, it nearly is.
-:class:`solvers.combine.Warmup` replaces the start by a method of your choice.
+constant the prediction is in the first steps, which, at high noise, it nearly is. :class:`solvers.combine.Warmup` with
+a method of order p - 1 for the first p - 2 steps (the one after them has p - 1 predictions) keeps order p; the declared
+``order`` is that of the steps.
 
 Reference: Hochbruck and Ostermann 2010, Acta Numerica 19, sections 2.1 and 2.5; Lu et al. 2022, arXiv:2206.00927 and
 arXiv:2211.01095.

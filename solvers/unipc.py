@@ -90,8 +90,8 @@ class UniPC(UniP):
     corrected   x_t <- kept x_r + new INT_r^t (polynomial through P_t, P_r, ... : p + 1 nodes),
     predicted   x_s  = kept x_t + new INT_t^s (polynomial through P_t, P_r, ... : p nodes).
 
-    Order p + 1, 1 evaluation per step, noise none. Start: predictors of orders 1, 2, ..., p, each corrected. The last
-    step is predicted and not corrected.
+    Order p + 1, 1 evaluation per step, noise none. Start: predictors of orders 1, 2, ..., p, each corrected, which
+    leaves order 3 formally: p = 2 needs no other start. The last step is predicted and not corrected.
 
     Both lines are linear in the same predictions, and x_t as it was predicted is known, so one row does both: what the
     corrector changes is ``new (w - v) P``, with w its weights and v the predictor's, and it is carried on by ``kept``.
