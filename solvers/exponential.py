@@ -58,9 +58,14 @@ __all__ = [
     "Memory",
     "Multistep",
     "Node",
+    "Row",
+    "check",
+    "filed",
     "interpolating",
     "phi",
     "phis",
+    "row_of",
+    "windows",
 ]
 
 
