@@ -11,6 +11,9 @@
     [train]
     seconds = 60.0
 
+Settings that were measured come with the package as files in ``sdegen/configs`` and go by their name: ``sdegen train
+--config smoke``. Where one is called after the data and the model that are asked for, it is what is not said otherwise.
+
 ``data``, ``model`` and ``network`` are things with a name and options. The options of a name are the keyword arguments
 of the function or class that it stands for, read from its signature with types, defaults and docstring: they are
 written down once, where they are used. Nothing in the Python API needs this page; it is for files and the command line.
@@ -41,7 +44,7 @@ if TYPE_CHECKING:  # torch takes a second to import: only when something is buil
     from sdegen.models import LatentVariableModel
     from sdegen.train import TrainConfig
 
-__all__ = ["Choice", "RunConfig", "build", "configure", "last_value", "read_toml"]
+__all__ = ["Choice", "RunConfig", "build", "configure", "defaults", "last_value", "read_toml", "shipped"]
 
 DEFAULTS = {"data": "digits", "model": "vpsde", "network": "unet"}
 SECONDS = 60.0  # of training, where neither steps nor seconds are asked for
@@ -228,15 +231,33 @@ def configure(
     return _assembled(values, names), values
 
 
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    return {file.stem: file for file in sorted((Path(__file__).parent / "configs").glob("*.toml"))}
+
+
+def defaults(words: Sequence[str]) -> dict[str, Any]:
+    """Keys and values for a command line without a file: those measured for its data and model, where there are any."""
+    named = {key: last_value(words, f"--{key}") or last_value(words, f"--{key}.name") for key in ("data", "model")}
+    data, model = (named[key] or DEFAULTS[key] for key in named)
+    file = shipped().get(f"{data}-{model}")
+    table = read_toml(file) if file else {}
+    if any(last_value(words, f"--train.{budget}") for budget in ("steps", "seconds")):
+        # One budget that is asked for replaces the other that is not.
+        table["train"] = {k: v for k, v in table.get("train", {}).items() if k not in ("steps", "seconds")}
+    return table
+
+
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Keys and values of a configuration file.
+    """Keys and values of a configuration file, or of a :func:`shipped` one by its name.
 
     Raises:
         UsageError: there is no such file, or it is no TOML; with the line.
     """
-    path = Path(path)
+    known = shipped()
+    path = known.get(str(path), Path(path))
     if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+        raise UsageError(f"there is no file {path}, and these configurations come with sdegen: {', '.join(known)}")
     return _parsed(path.read_bytes(), path)
 
 
@@ -271,7 +292,7 @@ def _add_settings(parser: Parser, names: Mapping[str, str]) -> list[str]:
     before = {action.dest for action in parser._actions}
     group = parser.add_argument_group("what every run has")
     group.add_argument("--seed", type=NonNegativeInt, default=0, help="of initial weights, batches, noise and dropout")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on")
     group.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads; small networks are slower on many")
     for section, name in names.items():
         group = parser.add_argument_group(f"{section} {name}")

@@ -117,8 +117,8 @@ def vae(
     *,
     latent: int = 16,
     width: int = 512,
-    depth: int = 2,
-    dropout: float = 0.5,
+    depth: int = 1,
+    dropout: float = 0.6,
     head: str = "auto",
 ) -> VAE:
     """The variational autoencoder of two perceptrons.

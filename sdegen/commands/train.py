@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdegen.config import RunConfig, build, configure, last_value, read_toml
+from sdegen.config import RunConfig, build, configure, defaults, last_value, read_toml
 from sdegen.files import require_space
 from sdegen.parsing import Parser, UsageError
 from sdegen.runs import CONFIG, STATE, Run, describe
@@ -17,7 +17,8 @@ EXAMPLES = """\
   sdegen train runs/b --data moons --network mlp --network.width 256
   sdegen train runs/c --data mine.npz --data.levels 256 --model vae
   sdegen train --print_config > run.toml              every key, its default and its meaning
-  sdegen train runs/d --config run.toml --seed 1      the file, and the command line over it
+  sdegen train runs/d --config run.toml --seed 1      the command line goes over the file
+  sdegen train runs/e --config smoke                  a configuration that comes with sdegen, by its name
   sdegen train --resume runs/a                        go on after Ctrl-C or a crash
   sdegen train --resume runs/a --train.steps 4000     train longer"""
 
@@ -26,7 +27,11 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     """Read the command line; check the configuration, the data and the folder; give back the work."""
     parser = Parser("train", "[RUN] [options]", "Train a model on data and keep it in a run folder.", EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="folder to make (default: runs/DATA-MODEL)")
-    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML); the command line goes over it")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file, or the name of one that comes with sdegen",
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted, or train it longer")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     parser.add_argument("--print_config", action="store_true", help="print the configuration, explained, and stop")
@@ -35,7 +40,10 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         raise UsageError("--resume takes the configuration of the run: leave out --config")
     old = Run.open(folder) if folder else None
     begun = RunConfig.from_toml(old.config, old / CONFIG) if old else None
-    table, origin = (begun.table(), CONFIG) if begun else (read_toml(file) if file else {}, file or "the defaults")
+    if begun is not None:
+        table, origin = begun.table(), CONFIG
+    else:
+        table, origin = (read_toml(file), file) if file else (defaults(words), "the defaults")
     config, chosen = configure(words, table, origin=origin, parser=parser)
     if chosen.print_config:
         return lambda: print(config.to_toml(explained=True), end="")

@@ -7,7 +7,6 @@ to save, a resumed run equals an uninterrupted one bit for bit on the CPU, and t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +16,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from sdegen.data import Dataset
-from sdegen.objectives import low_discrepancy
 from sdegen.runs import STATE, Run
 from sdegen.train.batches import batch, labels, seed_of
 from sdegen.train.config import TrainConfig
 from sdegen.train.ema import EMA
+from sdegen.train.held_out import held_out
 from sdegen.train.interrupt import cpu_threads, own_randomness, stoppable
 from sdegen.train.snapshot import NonFiniteLoss, Snapshot
 
-__all__ = ["Interrupted", "fit", "held_out"]
+__all__ = ["Interrupted", "fit"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -121,31 +120,6 @@ def fit(
         where = f"; resuming goes on from {run.path}" if run is not None else ""
         raise Interrupted(f"training stopped after step {now.steps}, as you asked{where}")
     return now
-
-
-@torch.no_grad()
-def held_out(model: Any, dataset: Dataset, config: TrainConfig) -> float:
-    """Mean bound on held-out examples in bits per dimension, with the same noise at every call.
-
-    Of grey levels this is a code length; of real-valued data, a density's, in model units, and may be negative. The
-    noise levels of all examples and draws are evenly spread, which makes the mean several times as precise as
-    independent ones; it is for watching and comparing, and :meth:`elbo` is for reports with standard errors.
-
-    Args:
-        model: see :func:`fit`.
-        dataset: on the model's device.
-        config: says how many examples, how many draws of the noise level, and the seed.
-    """
-    x, cond = dataset.test[: config.eval_size], None
-    if dataset.test_cond is not None and config.conditional:
-        cond = dataset.test_cond[: config.eval_size]
-    generator = torch.Generator(x.device).manual_seed(seed_of(config.seed, 2, 0))
-    u, nats = low_discrepancy(config.eval_draws * len(x), generator).reshape(config.eval_draws, -1), []
-    for draw in u:
-        for rows in torch.arange(len(x), device=x.device).split(256):
-            bound = model.bound(x[rows], None if cond is None else cond[rows], draw[rows], generator)
-            nats.append(bound.total)
-    return float(torch.cat(nats).mean()) / (dataset.dims * math.log(2))
 
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left{postfix}"

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sdegen.config import build, configure, read_toml, shipped
 from sdegen.data import Dataset, digits, from_arrays
 from sdegen.denoiser import Denoiser
 from sdegen.files import DamagedFile, DiskFull
@@ -27,7 +28,6 @@ from sdegen.networks.layers import dropout
 from sdegen.runs import Run
 from sdegen.train import (
     EMA,
-    RECIPES,
     Interrupted,
     NonFiniteLoss,
     TrainConfig,
@@ -221,22 +221,23 @@ def test_a_real_model_learns_in_both_precisions(precision: str) -> None:
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_build_and_start_near_the_histogram(name: str) -> None:
-    recipe = RECIPES[name]
-    data, model = recipe.build()
-    _, again = recipe.build(data)
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_configurations_build_and_start_near_the_histogram(name: str) -> None:
+    config, _ = configure((), read_toml(name))
+    data, model = build(config)
+    _, again = build(config, data)
     assert same(model, again)
-    if recipe.data == "digits":
-        assert held_out(model.eval(), data, recipe.train) == pytest.approx(2.45, abs=0.1)
+    if config.data.name == "digits" and config.model.name != "ddpm":
+        assert held_out(model.eval(), data, config.train) == pytest.approx(2.45, abs=0.1)
 
 
 def test_seconds_of_training_beat_the_histogram_by_far() -> None:
-    """The whole chain on real images: 2.42 bits per dimension is the histogram, 2.12 is what this recipe reaches."""
-    data, model = RECIPES["smoke"].build()
-    done = fit(model, data, RECIPES["smoke"].train)
+    """The whole chain on real images: 2.43 bits per dimension is the histogram, 2.12 is what this one reaches."""
+    config, _ = configure((), read_toml("smoke"))
+    data, model = build(config)
+    done = fit(model, data, config.train)
     assert done.history[-1]["held_out"] < 2.22
-    assert held_out(model, data, replace(RECIPES["smoke"].train, eval_draws=16, seed=5)) < 2.18
+    assert held_out(model, data, replace(config.train, eval_draws=16, seed=5)) < 2.18
 
 
 # --- stopping and going on ---
