@@ -44,7 +44,11 @@ from solvers.trace import trace
 FIRST_ORDER, MULTISTEP, REPLAY = 1.3, 2.0, 1.0
 """The goals, as ratios to the hand-written loop."""
 
-OURS = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "unipc_3", "deis_2", "exp_adams_3", "heun", "edm_heun", "sde_dpmpp_2m")
+OURS = (
+    *("ddim", "dpmpp_1s", "euler", "flow_euler"),
+    *("dpmpp_2m", "dpmpp_3m", "exp_adams_4", "exp_adams_4_eps", "unipc_2", "deis_tab3"),
+    *("heun", "edm_heun", "ancestral", "sde_dpmpp_2m"),
+)
 """Of these, the names that are in ``SOLVERS`` are measured."""
 
 

@@ -3,10 +3,10 @@
 Every step of a fixed-step method is linear in the state, the predictions and the noises, with coefficients that depend
 on the grid alone. Written down in the order in which they happen, these combinations are the rows of a table,
 
-    x0_1, eps_1 = predict(x_T, t_0)
-    x_1 = 0.37 x_T + 0.91 x0_1                              first step of DPM-Solver++(2M)
-    x0_2, eps_2 = predict(x_1, t_1)
-    x_2 = 0.42 x_1 + 0.98 x0_2 - 0.31 x0_1                  and its second
+    x0_1, eps_1 = predict(x_T, t=0.9)
+    x_1 = 0.67 x_T + 0.33 x0_1                              the first step of DPM-Solver++(2M)
+    x0_2, eps_2 = predict(x_1, t=0.6)
+    x_2 = 0.33 x_1 - 0.33 x0_1 + 1.00 x0_2                  and its second
 
 and the table *is* the method on that grid: it can be printed, compared with another one, stored, drawn, replayed at the
 speed of its additions (:mod:`solvers.replay`), and made from somebody else's code (:mod:`solvers.foreign`).
@@ -96,7 +96,12 @@ class Table:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape} in a table where it must be {shape}")
-        if entries and not 0 <= self.columns.min() <= self.columns.max() < self.width:
+        if not set(self.kind.tolist()) <= {STATE, EVALUATE, KEEP}:
+            raise ValueError(f"a row is one of the kinds {STATE}, {EVALUATE} and {KEEP}, got {set(self.kind.tolist())}")
+        if self.first[0] != 0 or self.first[-1] != entries or (np.diff(self.first) < 0).any():
+            raise ValueError(f"the rows' bounds must rise from 0 to the number of entries, {entries}")
+        read = np.append(self.columns, self.output)
+        if not 0 <= read.min() <= read.max() < self.width:
             raise ValueError(f"a row reads a column that is not there: the table has {self.width}")
         if not np.isfinite(self.coefficients).all():
             raise ValueError(f"{self.name}: a coefficient is not finite")
@@ -187,6 +192,10 @@ class Table:
     def states(self, form: Form = "x0") -> Floats:
         """:meth:`dense` at the nodes of the grid after the first, (steps, 1 + n + m)."""
         return self.dense(form)[self.kind == STATE]
+
+    def points(self, form: Form = "x0") -> Floats:
+        """:meth:`dense` where ``predict`` is asked, (n, 1 + n + m)."""
+        return self.dense(form)[self.kind == EVALUATE]
 
     def result(self, form: Form = "x0") -> Floats:
         """:meth:`dense` for the output, (1 + n + m,)."""

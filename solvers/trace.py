@@ -61,6 +61,17 @@ def trace(solver: str | Solver[Any], path: Path, ts: Tensor, *, end: Literal["st
 
     Raises:
         ValueError: a bad grid, or a solver that is not linear: one that controls its steps, branches on values, clips.
+
+    >>> from solvers import FLOW
+    >>> print(trace("dpmpp_2m", FLOW, torch.tensor([0.9, 0.6, 0.2], dtype=torch.float64)))
+    # DPMSolverPP2M(taylor=False): 2 steps, 2 evaluations, 0 draws
+    z_1 = x_T
+    x0_1, eps_1 = predict(z_1, t=0.9)
+    x_1 = 0.666667 x_T + 0.333333 x0_1
+    z_2 = x_1
+    x0_2, eps_2 = predict(z_2, t=0.6)
+    x_2 = 0.333333 x_1 - 0.333333 x0_1 + x0_2
+    return x_2
     """
     method = resolve(solver)
     if method.nfe_per_step == 0:

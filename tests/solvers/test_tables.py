@@ -39,11 +39,9 @@ from solvers.tables import EVALUATE, KEEP, STATE
 
 FIXED = [name for name, solver in SOLVERS.items() if solver.nfe_per_step > 0]
 ADAPTIVE = [name for name, solver in SOLVERS.items() if solver.nfe_per_step == 0]
-NONLINEAR: set[str] = {name for name in FIXED if "langevin" in name and "annealed" not in name}
-"""Steps that depend on norms of the state: refused, and there are no others."""
+NONLINEAR = [name for name in FIXED if name == "pc_langevin"]
+"""Its steps depend on norms of the state; there are no others."""
 LINEAR = [name for name in FIXED if name not in NONLINEAR]
-
-WIDE = VP()  # logsnr from 9 to -10: ends where coefficients become large
 
 
 def stepped(solver: Solver[object], problem: DiffusionProblem, x: Tensor, ts: Tensor, **options: object) -> Tensor:
@@ -375,9 +373,11 @@ def test_the_dense_rows_make_the_sample_from_what_was_predicted(
 ) -> None:
     ts, problem = logsnr(vp, 7), mixture.problem(vp)
     table, seen, x = trace(name, vp, ts), list[Tensor](), prior(vp, (1, 2), seed=0, dtype=torch.float64)
+    asked: list[Tensor] = []
 
     def predict(z: Tensor, t: Tensor) -> Prediction:
         prediction = problem.predict(z, t)
+        asked.append(z.clone())
         seen.append(getattr(prediction, form))
         return prediction
 
@@ -387,6 +387,7 @@ def test_the_dense_rows_make_the_sample_from_what_was_predicted(
     out = replay(table, predict, x, noise=w, callback=lambda i, t, x: states.append(x))
     parts = torch.cat([x, *seen, *noises]).numpy()
     np.testing.assert_allclose(table.result(form) @ parts, out[0].numpy(), rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(table.points(form) @ parts, torch.cat(asked).numpy(), rtol=1e-7, atol=1e-8)
     np.testing.assert_allclose(table.states(form) @ parts, torch.cat(states).numpy(), rtol=1e-7, atol=1e-8)
 
 
@@ -474,6 +475,9 @@ def test_what_is_no_table_is_refused(vp: GaussianPath) -> None:
         (make(alpha=table.alpha[1:]), "alpha has shape"),
         (make(coefficients=bad), "not finite"),
         (make(columns=table.columns + 100), "a column that is not there"),
+        (make(output=-1), "a column that is not there"),
+        (make(kind=table.kind + 2), "a row is one of the kinds"),
+        (make(first=table.first[::-1]), "bounds must rise from 0"),
         (make(columns=future), "row 0 of the table reads what comes after it"),
         (make(columns=early), "row 1 of the table reads what comes after it"),
     ]:
