@@ -48,8 +48,13 @@ from solvers.runge_kutta import RungeKutta
 Problems = dict[str, DiffusionProblem]
 
 
-# Where 160 steps are still coarse: a first-order term that is nearly nothing, or a start that weighs much.
-FINER: dict[str, tuple[int, ...]] = {"sde_dpmpp_3m": (40, 80, 160, 320), "seeds_3": (40, 80, 160, 320)}
+# Where the usual steps are coarse: the first step or the ends of the path weigh much, or terms of several orders meet.
+_FINE, _FINEST = (20, 40, 80, 160, 320), (40, 80, 160, 320, 640)
+FINER: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("dpmpp_2s_a", "sde_heun", "sde_dpm_2m", "sde_dpmpp_2m", "sde_adams_3", "seeds_2"), _FINE),
+    **dict.fromkeys(("sa_solver", "er_sde_2", "er_sde_3"), _FINE),
+    **dict.fromkeys(("sde_dpmpp_3m", "seeds_3"), _FINEST),
+}
 
 
 @pytest.mark.parametrize("name", SOLVERS)
