@@ -98,7 +98,7 @@ class Table:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape} in a table where it must be {shape}")
         if not set(self.kind.tolist()) <= {STATE, EVALUATE, KEEP}:
             raise ValueError(f"a row is one of the kinds {STATE}, {EVALUATE} and {KEEP}, got {set(self.kind.tolist())}")
-        if self.first[0] != 0 or self.first[-1] != entries or (np.diff(self.first) < 0).any():
+        if self.first[0] != 0 or self.first[-1] != entries or (np.diff(self.first) <= 0).any():
             raise ValueError(f"the rows' bounds must rise from 0 to the number of entries, {entries}")
         read = np.append(self.columns, self.output)
         if not 0 <= read.min() <= read.max() < self.width:

@@ -194,8 +194,10 @@ class _Tape:
         """Write a row and turn the tensor, in place, into its symbol; what is a symbol already stays it."""
         terms = self.terms(value)
         plain = len(terms) == 1 and terms[0][1] == 1.0
-        if plain and kind == KEEP:
+        if kind == KEEP and (plain or not terms):
             return
+        if not terms:
+            raise _NotLinear("makes a state of nothing")
         self.rows.append(_Row(kind, time, terms))
         if not plain:
             self.column("row", len(self.rows) - 1, into=value)

@@ -231,6 +231,15 @@ class Shifting(OneStep):
 
 
 @dataclass(frozen=True)
+class Forgetting(OneStep):
+    def step(
+        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
+    ) -> tuple[Tensor, None]:
+        problem.predict(x, t)
+        return torch.zeros_like(x), None
+
+
+@dataclass(frozen=True)
 class PerSampleNorm(OneStep):
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
@@ -251,7 +260,9 @@ class AskingTwiceSometimes(OneStep):
         return mix((problem.path.alpha(s), x0), (problem.path.sigma(s), eps)), None
 
 
-@pytest.mark.parametrize("solver", [Clipping(), Branching(), Shifting(), PerSampleNorm(), AskingTwiceSometimes()])
+@pytest.mark.parametrize(
+    "solver", [Clipping(), Branching(), Shifting(), Forgetting(), PerSampleNorm(), AskingTwiceSometimes()]
+)
 def test_a_step_that_is_not_linear_is_found_out(solver: Solver[None], vp: GaussianPath) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(str(solver))} .*only linear steps have a table"):
         trace(solver, vp, logsnr(vp, 3))
@@ -273,14 +284,14 @@ class Momentum(Solver[object]):
     nfe_per_step = 1
 
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> object:
-        return None
+        return CONTAINERS[self.container][0](torch.zeros_like(x))
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: object, noise: Noise
     ) -> tuple[Tensor, object]:
         x0, eps = problem.predict(x, t)
         wrap, unwrap = CONTAINERS[self.container]
-        mean = x0 if state is None else 0.5 * unwrap(state) + 0.5 * x0
+        mean = 0.5 * unwrap(state) + 0.5 * x0
         return mix((problem.path.alpha(s), mean), (problem.path.sigma(s), eps)), wrap(mean)
 
 
