@@ -53,7 +53,7 @@ from torch.nn.functional import logsigmoid
 from sdegen.bins import Bins
 from solvers.problem import Path, Prediction, expand
 
-__all__ = ["PARAMETRIZATIONS", "Denoiser", "Levels", "Marginal", "Parametrization"]
+__all__ = ["PARAMETRIZATIONS", "Denoiser", "GreyLevels", "Marginal", "Parametrization"]
 
 
 class Marginal(NamedTuple):
@@ -152,7 +152,7 @@ class EDM(Parametrization):
         return (at.sigma * x - at.alpha * at.std * pair.eps) * at.variance.rsqrt()
 
 
-class Levels(Parametrization):
+class GreyLevels(Parametrization):
     """The network predicts V logits per pixel; x0 and eps are means over the posterior of the grey level.
 
     Logits are added to the logarithm of each pixel's histogram (a buffer, see :meth:`Bins.log_histogram`), so that a
@@ -205,7 +205,7 @@ class Levels(Parametrization):
 def _needs_bins(bins: Bins | None) -> Parametrization:
     if bins is None:
         raise ValueError('predicts="levels" needs bins=Bins(V), the grey levels that a pixel may take')
-    return Levels(bins)
+    return GreyLevels(bins)
 
 
 PARAMETRIZATIONS: dict[str, Callable[[Bins | None], Parametrization]] = {
@@ -275,7 +275,7 @@ class Denoiser(nn.Module):
         mean = x.double().mean(0)
         self.data_mean = mean.float().to(device)
         self.data_std = (x.double() - mean).square().mean().sqrt().float().to(device)
-        if isinstance(self.parametrization, Levels):
+        if isinstance(self.parametrization, GreyLevels):
             self.parametrization.start_at(self.parametrization.bins.log_histogram(x))
         return self
 
@@ -317,7 +317,7 @@ class Denoiser(nn.Module):
         Returns:
             Normalised log-probabilities, shape (B, *event, V).
         """
-        if not isinstance(self.parametrization, Levels):
+        if not isinstance(self.parametrization, GreyLevels):
             raise TypeError('only a denoiser that predicts="levels" has a posterior over grey levels')
         output, at = self.output(z, logsnr, cond)
         with torch.autocast(z.device.type, enabled=False):

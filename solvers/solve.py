@@ -95,6 +95,7 @@ def solve(
     tol: float | None = None,
     grid: str | Grid | None = None,
     seed: int | None = None,
+    first: int = 0,
     noise: Noise | None = None,
     save: Literal["last", "all"] = "last",
     end: Literal["stop", "denoise"] = "stop",
@@ -115,6 +116,8 @@ def solve(
         tol: relative and absolute tolerance of a solver that controls its own steps.
         grid: a name in ``GRIDS`` or a function (path, n) -> ts; the solver's own default where None.
         seed: seed of the noise of a stochastic solver; without one a fresh seed is drawn and reported.
+        first: number of the first sample of the batch; sample i draws the noise of number ``first + i``, so that a
+            large batch may be solved in pieces.
         noise: Brownian increments in place of the seeded ones.
         save: "all" keeps every state of the trajectory.
         end: "stop" returns the state at the end of the grid, "denoise" the data predicted there (one more call).
@@ -144,5 +147,5 @@ def solve(
         ts = make(problem.path if isinstance(problem, DiffusionProblem) else cast("Path", problem), steps)
         ts = ts.flip(0) if encode else ts
     if noise is None and method.stochastic:
-        noise = BrownianMotion(x, fresh_seed() if seed is None else seed)
+        noise = BrownianMotion(x, fresh_seed() if seed is None else seed, samples=range(first, first + len(x)))
     return integrate(method, problem, x, ts, noise=noise, save=save, end=end, callback=callback)

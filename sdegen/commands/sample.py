@@ -18,7 +18,7 @@ from sdegen.results import Result, write
 from sdegen.runs import RESULTS, Run
 
 EXAMPLES = """\
-  sdegen sample runs/a                                    64 samples, Heun with 20 steps
+  sdegen sample runs/a                                    64 samples, by the model's own default
   sdegen sample runs/a --n 512 --solver dpmpp_2m --nfe 20 --seed 1
   sdegen sample runs/a --solver dopri5 --tol 1e-4         adaptive
   sdegen sample runs/a --solver ancestral --steps 100 --out digits.npz
@@ -35,8 +35,10 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser = Parser("sample", "RUN [options]", "Draw samples from a trained model.", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--n", type=PositiveInt, default=64, help="number of samples")
-    parser.add_argument("--solver", default=None, help="see `sdegen solvers`, or package.module:Class (default: heun)")
-    parser.add_argument("--steps", type=PositiveInt, help="steps of the grid (default: 20, where nothing is asked for)")
+    parser.add_argument(
+        "--solver", default=None, help="see `sdegen solvers`, or package.module:Class (default: the model's)"
+    )
+    parser.add_argument("--steps", type=PositiveInt, help="steps of the grid (default: 20, or a DDPM's T)")
     parser.add_argument("--nfe", type=PositiveInt, help="budget of network calls per sample, in place of steps")
     parser.add_argument("--tol", type=PositiveFloat, help="tolerance of an adaptive solver, in place of steps")
     parser.add_argument("--grid", default=None, help="where the steps lie: logsnr, uniform, karras, power, ...")
@@ -44,6 +46,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--label", type=NonNegativeInt, help="class label, for a conditional model")
     parser.add_argument("--draw", action="store_true", help="draw from p(x | z0) in place of its most likely value")
     parser.add_argument("--out", metavar="FILE", help=".npz or .png (default: both, in the run folder)")
+    parser.add_argument("--batch", type=PositiveInt, default=512, help="samples at a time; it changes no sample")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads")
     chosen = parser.read(words)
@@ -69,7 +72,8 @@ def _settings(model: Any, chosen: Namespace) -> dict[str, Any]:
         if given:
             raise UsageError(f"this model is sampled in one step: leave out --{' and --'.join(given)}")
         return {}
-    method = resolve(given.get("solver", "heun"))
+    settings = model.sampler(given)
+    method = resolve(settings["solver"])
     budgets = [key for key in ("steps", "nfe", "tol") if key in given]
     if len(budgets) > 1:
         raise UsageError(f"give one of --steps, --nfe and --tol, not --{' and --'.join(budgets)}")
@@ -79,11 +83,12 @@ def _settings(model: Any, chosen: Namespace) -> dict[str, Any]:
     if adaptive and budgets != ["tol"] and budgets:
         raise UsageError(f"{chosen.solver} chooses its own steps: give --tol, not --{budgets[0]}")
     if not adaptive and budgets == ["tol"]:
-        raise UsageError(f"{chosen.solver or 'heun'} takes fixed steps: give --steps or --nfe, not --tol")
+        raise UsageError(f"{settings['solver']} takes fixed steps: give --steps or --nfe, not --tol")
     if "nfe" in given:
         steps_within(method, given["nfe"])
-    default = {"tol": 1e-4} if adaptive else {"steps": 20}
-    return {"solver": "heun", **given, **({} if budgets else default)}
+    if adaptive and not budgets:
+        return {**given, "tol": 1e-4}
+    return settings
 
 
 def _labels(model: Any, run: Run, chosen: Namespace) -> Any:
@@ -104,18 +109,26 @@ def _labels(model: Any, run: Run, chosen: Namespace) -> Any:
 def _sample(
     run: Run, data: Any, model: Any, chosen: Namespace, settings: dict[str, Any], cond: Any, out: Path | None
 ) -> None:
+    import torch
     from tqdm.auto import tqdm
 
     from sdegen.train.interrupt import cpu_threads
 
     budget = next((f"{key}{settings[key]:g}" for key in ("steps", "nfe", "tol") if key in settings), "")
     label = "" if chosen.label is None else f"label{chosen.label}"
-    parts = [str(settings.get("solver", "")).replace(":", "."), settings.get("grid", ""), budget, label]
+    solver = "own-levels" if "ts" in settings else str(settings.get("solver", "")).replace(":", ".")
+    parts = [solver, settings.get("grid", ""), budget, label]
     name = "-".join(filter(None, [*parts, "draw" if chosen.draw else "", f"seed{chosen.seed}"]))
     before, begun = model.evaluations, time.perf_counter()
-    with tqdm(total=settings.get("steps"), unit="step", disable=None, leave=False) as bar, cpu_threads(chosen.threads):
-        watch = {"callback": lambda i, t, x: bar.update()} if settings else {}
-        x = model.sample(chosen.n, cond, seed=chosen.seed, draw=chosen.draw, **settings, **watch)
+    pieces = []
+    with tqdm(total=chosen.n, unit="sample", disable=None, leave=False) as bar, cpu_threads(chosen.threads):
+        for first in range(0, chosen.n, chosen.batch):
+            n = min(chosen.batch, chosen.n - first)
+            labels = None if cond is None else cond[first : first + n]
+            piece = model.sample(n, labels, seed=chosen.seed, first=first, draw=chosen.draw, **settings)
+            pieces.append(piece.cpu())
+            bar.update(n)
+    x = torch.cat(pieces)
     seconds = time.perf_counter() - begun
     nfe = (model.evaluations - before) / chosen.n
     if not bool(x.isfinite().all()):
@@ -126,7 +139,8 @@ def _sample(
     files = [out] if out else [run / f"samples-{name}.npz", run / f"samples-{name}.png"]
     for file in files:
         _write(file, raw, x.cpu().numpy(), run, chosen, cond)
-    facts = {"nfe": nfe, "seconds": seconds, "n": chosen.n, "seed": chosen.seed, "device": chosen.device, **settings}
+    asked = {key: value if key != "solver" else str(value) for key, value in settings.items() if key != "ts"}
+    facts = {"nfe": nfe, "seconds": seconds, "n": chosen.n, "seed": chosen.seed, "device": chosen.device, **asked}
     axes = ("sample", *(("channel", "row", "column") if raw.ndim == 4 else ("coordinate",)))
     shown = Result({"x": (axes, raw, {"unit": "units of the data"})}, made_by(run, **facts))
     write(run / RESULTS, f"samples/{name}", shown)

@@ -83,8 +83,10 @@ class Prior(ABC):
         """
 
     @abstractmethod
-    def sample(self, shape: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Latents of shape (n, *latent)."""
+    def sample(
+        self, shape: Sequence[int], *, seed: int, first: int = 0, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Latents number ``first`` to ``first + n - 1``, of shape (n, *latent)."""
 
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
@@ -104,8 +106,11 @@ class NormalPrior(Prior):
     def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
         return q.kl_to_normal(self.log_std)
 
-    def sample(self, shape: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.log_std.exp() * standard_normal(shape, seed, dtype=dtype, device=device)
+    def sample(
+        self, shape: Sequence[int], *, seed: int, first: int = 0, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        samples = range(first, first + shape[0])
+        return self.log_std.exp() * standard_normal(shape, seed, samples=samples, dtype=dtype, device=device)
 
     def log_prob(self, z: Tensor) -> Tensor:
         return Gaussian(torch.zeros_like(z), self.log_std).log_prob(z)
@@ -132,8 +137,10 @@ class ModelPrior(Prior, nn.Module):
         z = q.sample(noise)
         return q.log_prob(z) + self.model.bound(z, None, u, generator).total
 
-    def sample(self, shape: Sequence[int], *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.model.sample(shape[0], seed=seed).to(device=device, dtype=dtype)
+    def sample(
+        self, shape: Sequence[int], *, seed: int, first: int = 0, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        return self.model.sample(shape[0], seed=seed, first=first).to(device=device, dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
         raise TypeError("log p(z) of a model prior is known by a bound only; use its elbo")
@@ -185,8 +192,8 @@ class LatentVariableModel(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} has no levels between its latents")
 
     @abstractmethod
-    def sample(self, n: int, cond: Tensor | None = None, *, seed: int = 0, **settings: Any) -> Tensor:
-        """``n`` new data in model units; sample i depends on (seed, i) alone."""
+    def sample(self, n: int, cond: Tensor | None = None, *, seed: int = 0, first: int = 0, **settings: Any) -> Tensor:
+        """``n`` new data in model units, numbered from ``first``; number i depends on (seed, i) alone."""
 
     # --- what follows for all ---
 
@@ -334,6 +341,12 @@ class LatentVariableModel(nn.Module, ABC):
 def generator_for(generator: torch.Generator | None) -> torch.Generator:
     """The generator itself, or one seeded with fresh entropy; the global random state is not touched."""
     return generator if generator is not None else torch.Generator().manual_seed(fresh_seed())
+
+
+def decoder_noise(shape: Sequence[int], seed: int, first: int, like: Tensor) -> Tensor:
+    """Standard normals that draw from p(x | z) where ``seed`` drew z: the same sample numbers, another stream."""
+    samples = range(first, first + shape[0])
+    return standard_normal(shape, seed + SECOND_STREAM, samples=samples, dtype=like.dtype, device=like.device)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

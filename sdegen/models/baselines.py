@@ -50,9 +50,10 @@ class Independent(LatentVariableModel):
         """The same distribution for every row."""
         return Categorical(self.log_p.expand(len(z), *self.log_p.shape), self.bins)
 
-    def sample(self, n: int, cond: Tensor | None = None, *, seed: int = 0, **settings: Any) -> Tensor:
+    def sample(self, n: int, cond: Tensor | None = None, *, seed: int = 0, first: int = 0, **settings: Any) -> Tensor:
         """Pixels drawn one by one, (n, *event), model units."""
-        noise = standard_normal((n, *self.event_shape), seed, device=self.log_p.device)
+        shape, samples = (n, *self.event_shape), range(first, first + n)
+        noise = standard_normal(shape, seed, samples=samples, device=self.log_p.device)
         return self.decode(noise).sample(noise).to(torch.get_default_dtype())
 
 

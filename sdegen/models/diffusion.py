@@ -16,7 +16,7 @@ Anything with ``predict(path)`` can stand in for the denoiser: the exact oracles
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from sdegen.decoders import Decoder, GaussianDecoder, SoftmaxDecoder, logsnr_for
 from sdegen.distributions import Distribution, Gaussian
 from sdegen.levels import Continuous, Discrete, Levels, Variance, posterior
-from sdegen.models.base import SECOND_STREAM, Encoding, LatentVariableModel, NormalPrior, generator_for
+from sdegen.models.base import Encoding, LatentVariableModel, NormalPrior, decoder_noise, generator_for
 from sdegen.objectives import ELBO, Objective, low_discrepancy
 from sdegen.paths import VP, LinearLogSNR
-from solvers import DiffusionProblem, Prediction, Trajectory, expand, solve, standard_normal
+from solvers import DiffusionProblem, Prediction, Trajectory, expand, solve
 from solvers.grids import Grid
 from solvers.problem import Path
 
@@ -186,28 +186,43 @@ class GaussianDiffusion(LatentVariableModel):
 
     # --- sampling and likelihood ---
 
-    def solve(self, n: int, cond: Tensor | None = None, *, seed: int = 0, **settings: Any) -> Trajectory:
+    def solve(
+        self, n: int, cond: Tensor | None = None, *, seed: int = 0, first: int = 0, **settings: Any
+    ) -> Trajectory:
         """From the prior to z_0: the trajectory, before the decoder.
 
         Args:
             n: number of samples.
             cond: class labels (n,) or None.
             seed: of the prior and of the solver's noise.
+            first: number of the first sample, so that many can be drawn in pieces.
             settings: of :func:`solvers.solve` (solver, steps, nfe, ts, tol, grid, save, ...); what is left out follows
                 from the levels: a DDPM walks its own T levels, a VP-SDE takes 20 steps of DPM-Solver++.
         """
-        z = self.prior.sample((n, *self.event_shape), seed=seed, dtype=self.dtype, device=self.device)
+        shape = (n, *self.event_shape)
+        z = self.prior.sample(shape, seed=seed, first=first, dtype=self.dtype, device=self.device)
+        with torch.no_grad():
+            return solve(self.problem(cond), z, seed=seed, first=first, **self.sampler(settings))
+
+    def sampler(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of :func:`solvers.solve`, with what is left out filled in (see :meth:`solve`)."""
         own = self.levels.sampler() if "solver" not in settings else {"steps": 20}
         if settings.keys() & {"steps", "nfe", "ts", "tol"}:
             own = {name: value for name, value in own.items() if name == "solver"}
         if "tol" in settings:
             own = {"solver": "dopri5"}
-        with torch.no_grad():
-            return solve(self.problem(cond), z, seed=seed, **{**own, **settings})
+        return {**own, **settings}
 
     @torch.no_grad()
     def sample(
-        self, n: int, cond: Tensor | None = None, *, seed: int = 0, draw: bool = False, **settings: Any
+        self,
+        n: int,
+        cond: Tensor | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        draw: bool = False,
+        **settings: Any,
     ) -> Tensor:
         """New data: the prior, a solver, and the decoder of the bound.
 
@@ -215,17 +230,18 @@ class GaussianDiffusion(LatentVariableModel):
             n: number of samples.
             cond: class labels (n,) or None.
             seed: of all noise; sample i depends on (seed, i) alone.
+            first: number of the first sample.
             draw: draw from p(x | z_0) in place of its most likely value.
             settings: of :meth:`solve`: ``solver="heun", steps=20``, ``nfe=50``, ``tol=1e-4``, ...
 
         Returns:
             (n, *event), model units; exact grey levels with a discrete decoder.
         """
-        z = self.solve(n, cond, seed=seed, **settings).x
+        z = self.solve(n, cond, seed=seed, first=first, **settings).x
         x = self.decode(z, cond)
         if not draw:
             return x.mode
-        return x.sample(standard_normal(z.shape, seed + SECOND_STREAM, dtype=z.dtype, device=z.device))
+        return x.sample(decoder_noise(z.shape, seed, first, z))
 
     def log_prob(self, x: Tensor, cond: Tensor | None = None, **settings: Any) -> Tensor:
         """Log-likelihood by the probability-flow ODE, nats, (B,); see :func:`sdegen.likelihood.ode_log_prob`."""

@@ -22,15 +22,14 @@ from sdegen.decoders import Head
 from sdegen.distributions import Distribution, Gaussian
 from sdegen.levels import Empty
 from sdegen.models.base import (
-    SECOND_STREAM,
     Encoding,
     LatentVariableModel,
     ModelPrior,
     NormalPrior,
     Prior,
+    decoder_noise,
     generator_for,
 )
-from solvers import standard_normal
 
 __all__ = ["VAE", "Perceptron"]
 
@@ -159,7 +158,14 @@ class VAE(LatentVariableModel):
 
     @torch.no_grad()
     def sample(
-        self, n: int, cond: Tensor | None = None, *, seed: int = 0, draw: bool = True, **settings: Any
+        self,
+        n: int,
+        cond: Tensor | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        draw: bool = True,
+        **settings: Any,
     ) -> Tensor:
         """New data: a latent from the prior, then p(x | z).
 
@@ -167,6 +173,7 @@ class VAE(LatentVariableModel):
             n: number of samples.
             cond: class labels (n,) or None.
             seed: of all noise; sample i depends on (seed, i) alone.
+            first: number of the first sample.
             draw: draw from p(x | z), pixel by pixel; False takes its most likely value, which is smoother than data.
             settings: none; here so that all models are asked alike.
 
@@ -175,11 +182,11 @@ class VAE(LatentVariableModel):
         """
         if settings:
             raise ValueError(f"a VAE is sampled in one step and has no {', '.join(settings)}")
-        z = self.prior.sample((n, self.latent), seed=seed, dtype=self.dtype, device=self.device)
+        z = self.prior.sample((n, self.latent), seed=seed, first=first, dtype=self.dtype, device=self.device)
         x = self.decode(z, cond)
         if not draw:
             return x.mode
-        return x.sample(standard_normal((n, *self.event_shape), seed + SECOND_STREAM, dtype=z.dtype, device=z.device))
+        return x.sample(decoder_noise((n, *self.event_shape), seed, first, z))
 
     @torch.no_grad()
     def iwae(

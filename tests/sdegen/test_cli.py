@@ -175,9 +175,9 @@ def test_as_a_module() -> None:
         (["--solver", "no.such:Thing"], "cannot load the solver 'no.such:Thing'"),
         (["--steps", "-3"], "steps: expected a whole number >0, not -3"),
         (["--steps", "0"], "steps: expected a whole number >0, not 0"),
-        (["--nfe=1"], "needs at least 2 evaluations, the budget is nfe=1"),
+        (["--solver=heun", "--nfe=1"], "needs at least 2 evaluations, the budget is nfe=1"),
         (["--steps=3", "--nfe=3"], "give one of --steps, --nfe and --tol, not --steps and --nfe"),
-        (["--tol=1e-3"], "heun takes fixed steps: give --steps or --nfe, not --tol"),
+        (["--solver=heun", "--tol=1e-3"], "heun takes fixed steps: give --steps or --nfe, not --tol"),
         (["--solver=dopri5", "--steps=3"], "dopri5 chooses its own steps: give --tol, not --steps"),
         (["--grid", "karas"], "unknown grid 'karas'; did you mean 'karras'"),
         (["--n", "many"], "n: expected a whole number >0, not many"),
@@ -282,7 +282,7 @@ def test_a_run_is_not_overwritten(run: Path, tmp_path: Path, capsys: Captured) -
 
 def test_resume_refuses_other_settings(run: Path, capsys: Captured) -> None:
     assert main(["train", "--resume", str(run), "--train.lr", "1"]) == 2
-    assert "cannot go on with other settings: train.lr was 0.002, is 1.0" in one_line(capsys)
+    assert "cannot go on with other settings: train.lr was 0.004, is 1.0" in one_line(capsys)
     assert main(["train", "--resume", str(run), "--config", "x.toml"]) == 2
     assert "leave out --config" in one_line(capsys)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdegen.bins import Bins
 from sdegen.data import digits
-from sdegen.denoiser import PARAMETRIZATIONS, Denoiser, Levels, Marginal
+from sdegen.denoiser import PARAMETRIZATIONS, Denoiser, GreyLevels, Marginal
 from sdegen.networks import MLP, UNet
 from sdegen.paths import VE, VP, Flow
 from solvers.problem import Prediction, expand
@@ -169,7 +169,7 @@ def test_levels_are_exact_bayes(event: tuple[int, ...]) -> None:
     z = alpha * x + sigma * torch.randn(x.shape, generator=g, dtype=torch.float64)
     out = torch.randn(41, event[0] * 6, *event[1:], generator=g, dtype=torch.float64)
     prior = torch.randn(*event, 6, generator=g)
-    d = Denoiser(Fixed(out).double(), Levels(bins, prior)).double()
+    d = Denoiser(Fixed(out).double(), GreyLevels(bins, prior)).double()
     logits = out.reshape(41, event[0], 6, *event[1:]).movedim(2, -1) + prior
     expected = brute_posterior(logits, z, LOGSNR, bins)
     with torch.no_grad():
@@ -283,5 +283,5 @@ def test_wrong_use_is_said_in_one_line() -> None:
     with pytest.raises(TypeError, match="posterior over grey levels"):
         Denoiser(net, "eps").level_logits(torch.zeros(1, 2), torch.tensor(0.0))
     at = marginal(torch.tensor(0.0), torch.zeros(1))
-    with pytest.raises(TypeError, match="Levels has no single target"):
-        Levels(Bins(3)).target(Prediction(torch.zeros(1), torch.zeros(1)), at)
+    with pytest.raises(TypeError, match="GreyLevels has no single target"):
+        GreyLevels(Bins(3)).target(Prediction(torch.zeros(1), torch.zeros(1)), at)

@@ -225,9 +225,11 @@ def test_samples_depend_on_seed_and_number_alone() -> None:
     for settings in ({}, {"solver": "ddim", "steps": 4}, {"solver": "ancestral", "steps": 4, "draw": True}):
         many = model.sample(6, seed=3, **settings)
         torch.testing.assert_close(model.sample(2, seed=3, **settings), many[:2], rtol=0, atol=0)
+        torch.testing.assert_close(model.sample(2, seed=3, first=4, **settings), many[4:], rtol=0, atol=0)
         assert not torch.equal(model.sample(6, seed=4, **settings), many)
     vae = VAE.mlp((1, 3, 3), CategoricalHead(BINS), latent=2, width=8).eval()
     torch.testing.assert_close(vae.sample(2, seed=3), vae.sample(6, seed=3)[:2], rtol=0, atol=0)
+    torch.testing.assert_close(vae.sample(2, seed=3, first=4), vae.sample(6, seed=3)[4:], rtol=0, atol=0)
 
 
 def test_nothing_touches_the_global_random_state() -> None:
