@@ -210,10 +210,10 @@ class LearnedVariance(Solver[None]):
         lam_t, lam_s = _lams(problem, t, s)
         tau = _fresh(lam_t, lam_s)
         least, most = (path.sigma(s) * tau.sqrt()).log(), (path.sigma(t) * tau.sqrt()).log()
-        v = self.share(x, t)
+        v = self.share(x, t).to(x)
         std = (v * float(most) + (1 - v) * float(least)).exp()
         mean = mix((path.alpha(s), x0), (path.sigma(s) * (1 - tau).sqrt(), eps))
-        return torch.addcmul(mean, std.to(x), noise(lam_t, lam_s)), state
+        return torch.addcmul(mean, std, noise(lam_t, lam_s)), state
 
 
 # --- The variance of the posterior, estimated -------------------------------------------------------------------------
@@ -341,7 +341,7 @@ class ReverseDiffusion(Solver[None]):
 
     which on a VP path is (2 - sqrt(1 - beta)) x + beta score + sqrt(beta) z. For s > t it is the chain itself.
 
-    Weak order 1, 1 evaluation per step, noise white. Variance after 20 steps: +40 % on the circle, +53 % on the ray.
+    Weak order 1, 1 evaluation per step, noise white. Variance after 20 steps: +39 % on the circle, +53 % on the ray.
 
     Reference: Song et al. 2021, arXiv:2011.13456, eq. 46 and algorithms 2-3.
     """

@@ -116,9 +116,7 @@ class ERSDE(Multistep):
         terms = zip(weights.unbind(), [node.x0 for node in nodes], strict=True)
         left = kept * start / end  # of the noise's standard deviation
         if left > 1 + 1e-9:
-            raise ValueError(
-                f"{self.scale} grows more slowly than sigma / alpha at {float(end):.3g}: no noise does that"
-            )
+            raise ValueError(f"f / sh must not fall, and that of {self.scale} does at sigma / alpha = {float(end):.3g}")
         fresh = [(path.sigma(s) * (1 - left**2).clamp(min=0).sqrt(), noise(lam_t, lam_s))] if self.stochastic else []
         return mix((path.alpha(s) / path.alpha(t) * kept, x), *terms, *fresh), nodes
 
