@@ -2,8 +2,18 @@
 
 A grid is a 1-D float64 CPU tensor ``ts``, strictly monotone in the direction of travel: from ``t_max`` (noise) down to
 ``t_min`` (data) to sample, or back to encode. ``n`` steps have ``n + 1`` nodes. Where the nodes lie matters as much as
-the solver: uniform in ``t`` is what a stochastic differential equation suggests, uniform in ``logsnr`` is what
-exponential integrators are exact in, and the power and Karras families put more nodes where the curvature is.
+the solver. Nearly every grid in use spaces them equally in some function of the noise level sigma / alpha:
+
+    t                 uniform        what a stochastic differential equation suggests; depends on the path's clock
+    t^(1/p)           power          quadratic (p = 2) is dense near the data
+    logsnr            logsnr         what exponential integrators are exact in; polyexponential bends it
+    (sigma/alpha)^(1/rho)  karras    between logsnr (rho large) and uniform in sigma / alpha (rho = 1)
+    sigma/(alpha+sigma)    flow      the time of straight lines; shift moves it towards the noise
+    quantiles         beta           of a beta distribution of t: dense at both ends
+
+``leading``, ``linspace`` and ``trailing`` pick whole-numbered levels of a discrete model, and :func:`through` carries a
+list of levels that somebody else has found over to any number of steps. A grid for one problem and one solver is found
+by :func:`solvers.optimize_grid`.
 
 Every grid here ends at ``path.t_min``, where logsnr is finite; what happens after (stop there, or take the predicted
 data) is said by the ``end`` of :func:`solvers.solve` and is no part of a grid.
@@ -11,9 +21,12 @@ data) is said by the ``end`` of :func:`solvers.solve` and is no part of a grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from solvers.problem import Path
@@ -21,13 +34,18 @@ from solvers.problem import Path
 __all__ = [
     "GRIDS",
     "Grid",
+    "beta",
     "check_grid",
+    "flow",
     "karras",
     "leading",
     "linspace",
     "logsnr",
+    "polyexponential",
     "power",
     "quadratic",
+    "shift",
+    "through",
     "trailing",
     "uniform",
 ]
@@ -77,21 +95,107 @@ def power(path: Path, n: int, p: float = 2.0) -> Tensor:
 
 
 def quadratic(path: Path, n: int) -> Tensor:
-    """Equal steps in sqrt(t): :func:`power` with p = 2."""
+    """Equal steps in sqrt(t): :func:`power` with p = 2. In use for DDIM on CIFAR-10 and as the default of DEIS."""
     return power(path, n, 2.0)
 
 
 def logsnr(path: Path, n: int) -> Tensor:
-    """Equal steps in logsnr. Reference: Lu et al. 2022, arXiv:2206.00927, section 3.3."""
-    return _pinned(path, path.time(_spread(path.logsnr(_ends(path)), n)))
+    """Equal steps in logsnr, also called exponential (in sigma). In use for DPM-Solver on small images.
+
+    Reference: Lu et al. 2022, arXiv:2206.00927, section 3.3.
+    """
+    return polyexponential(path, n, 1.0)
+
+
+def polyexponential(path: Path, n: int, rho: float = 1.0) -> Tensor:
+    """logsnr = logsnr_min + (logsnr_max - logsnr_min) (1 - (1 - i/n)^rho): rho = 1 is :func:`logsnr`.
+
+    rho > 1 takes its longest steps at the noise and is dense at the data, rho < 1 is the other way round.
+
+    Reference: ``get_sigmas_polyexponential`` in Crowson's k-diffusion.
+    """
+    if rho <= 0:
+        raise ValueError(f"rho is positive, got {rho}")
+    noisy, clean = path.logsnr(_ends(path)).unbind()
+    left = _spread(torch.tensor([1.0, 0.0], dtype=torch.float64), n) ** rho
+    return _pinned(path, path.time(torch.lerp(clean, noisy, left)))
 
 
 def karras(path: Path, n: int, rho: float = 7.0) -> Tensor:
-    """Equal steps in (sigma / alpha)^(1/rho). Reference: Karras et al. 2022, arXiv:2206.00364, eq. 5."""
+    """Equal steps in (sigma / alpha)^(1/rho). In use for EDM: rho = 7; rho = 3 has the least truncation error.
+
+    Reference: Karras et al. 2022, arXiv:2206.00364, eq. 5 and appendix D.1.
+    """
     if rho <= 0:
         raise ValueError(f"rho is positive, got {rho}")
     ends = (-0.5 * path.logsnr(_ends(path)) / rho).exp()
     return _pinned(path, path.time(-2 * rho * _spread(ends, n).log()))
+
+
+def flow(path: Path, n: int) -> Tensor:
+    """Equal steps in flow time sigma / (alpha + sigma), which is t on the straight-line path: :func:`shift` by 1."""
+    return shift(path, n, 1.0)
+
+
+def shift(path: Path, n: int, s: float = 3.0) -> Tensor:
+    """Equal steps in u, with flow time r = sigma / (alpha + sigma) = s u / (1 + (s - 1) u).
+
+    s > 1 spends more steps at the noise, as larger images ask for: r / (1 - r) is the noise level, and s scales it.
+
+    Reference: Esser et al. 2024, arXiv:2403.03206, eq. 23 (s = 3); Hoogeboom et al. 2023, arXiv:2301.11093.
+    """
+    if s <= 0:
+        raise ValueError(f"the shift of a grid is positive, got {s}")
+    # u / (1 - u) = (sigma / alpha) / s, so u is a sigmoid of logsnr, and back.
+    u = _spread((-0.5 * path.logsnr(_ends(path)) - np.log(s)).sigmoid(), n)
+    return _pinned(path, path.time(-2 * (u.logit() + np.log(s))))
+
+
+def beta(path: Path, n: int, a: float = 0.6, b: float = 0.6) -> Tensor:
+    """Quantiles of a beta distribution of *times*, as in the paper (some code bases take those of noise levels).
+
+    (t - t_min) / (t_max - t_min) has the distribution function I_x(a, b); a, b < 1 is dense at both ends.
+
+    Reference: Lee et al. 2024, arXiv:2407.12173, section 4 (a = b = 0.6).
+    """
+    if a <= 0 or b <= 0:
+        raise ValueError(f"a beta distribution has positive parameters, got {a} and {b}")
+    left = _spread(torch.tensor([1.0, 0.0], dtype=torch.float64), n)
+    noisy, clean = _ends(path).unbind()
+    quantiles = torch.tensor(cast("Any", special).betaincinv(a, b, left.numpy()), dtype=torch.float64)
+    return _pinned(path, torch.lerp(clean, noisy, quantiles))
+
+
+def through(levels: Sequence[float] | Tensor) -> Grid:
+    """The grid through a list of noise levels sigma / alpha: with as many nodes the list itself, else in between.
+
+    Between two of them the logarithm of the level is a straight line in the node's number, as is usual for lists that
+    were optimised for ten steps and are used for more. The ends of the list are replaced by those of the path.
+
+    Args:
+        levels: falling, positive, at least two.
+
+    Returns:
+        A function (path, n) -> ts.
+
+    Reference: Sabour et al. 2024, arXiv:2404.14507 ("Align Your Steps").
+    """
+    log = torch.as_tensor(levels, dtype=torch.float64).log()
+    if log.ndim != 1 or len(log) < 2 or not bool(log.isfinite().all() & (log.diff() < 0).all()):
+        raise ValueError(f"noise levels are positive and strictly falling, at least two, got {levels}")
+
+    def grid(path: Path, n: int) -> Tensor:
+        last = len(log) - 1
+        where = _spread(torch.tensor([0.0, last], dtype=torch.float64), n)
+        low = where.floor().clamp(max=last - 1).long()
+        wanted = -2 * torch.lerp(log[low], log[low + 1], where - low)[1:-1]
+        ends = path.logsnr(_ends(path))
+        inside = torch.cat([ends[:1], wanted, ends[1:]])
+        if not bool((inside.diff() > 0).all()):
+            raise ValueError(f"noise levels {levels} do not lie inside the path's range")
+        return _pinned(path, path.time(inside))
+
+    return grid
 
 
 def _levels(path: Path, index: Tensor, levels: int) -> Tensor:
@@ -135,11 +239,14 @@ GRIDS: dict[str, Grid] = {
     "logsnr": logsnr,
     "quadratic": quadratic,
     "karras": karras,
+    "flow": flow,
+    "shift": shift,
+    "beta": beta,
     "leading": leading,
     "linspace": linspace,
     "trailing": trailing,
 }
-"""The grids by name; ``functools.partial(karras, rho=3)`` makes another."""
+"""The grids by name; ``functools.partial(karras, rho=3)`` makes another, and so does :func:`through`."""
 
 
 def check_grid(ts: Tensor, t_min: float, t_max: float) -> Tensor:

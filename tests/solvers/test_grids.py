@@ -8,10 +8,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from sdegen.paths import VP
+from sdegen.paths import VP, Flow
 from solvers import GRIDS, check_grid
-from solvers.grids import karras, leading, linspace, logsnr, power, quadratic, trailing, uniform
+from solvers.grids import (
+    beta,
+    flow,
+    karras,
+    leading,
+    linspace,
+    logsnr,
+    polyexponential,
+    power,
+    quadratic,
+    shift,
+    through,
+    trailing,
+    uniform,
+)
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -44,6 +59,43 @@ def test_what_is_equally_spaced_in_what(path) -> None:
     assert equal(power(path, 20, 3.0) ** (1 / 3))
     assert equal(path.logsnr(logsnr(path, 20)))
     assert equal((-path.logsnr(karras(path, 20, rho=5.0)) / 10).exp())
+    assert equal((-path.logsnr(flow(path, 20)) / 2).sigmoid())
+    ts = polyexponential(path, 20, rho=3.0)
+    clean = path.logsnr(ts[-1])
+    assert equal((clean - path.logsnr(ts)).clamp(min=0) ** (1 / 3))
+    part = (beta(path, 20, 0.6, 0.8) - path.t_min) / (path.t_max - path.t_min)
+    assert equal(torch.from_numpy(stats.beta(0.6, 0.8).cdf(part.numpy())))
+
+
+def test_a_shift_scales_noise_levels() -> None:
+    """On the straight-line path: r = s u / (1 + (s - 1) u) of equally spaced u, by the paper's formula."""
+    path, s = Flow(t_min=0.02, t_max=0.98), 3.0
+    first, last = (r / (s - (s - 1) * r) for r in (0.98, 0.02))
+    u = torch.linspace(first, last, 9, dtype=torch.float64)
+    torch.testing.assert_close(shift(path, 8, s), s * u / (1 + (s - 1) * u))
+    assert float(shift(path, 8)[4]) > float(flow(path, 8)[4])
+
+
+def test_ends_keep_all_digits() -> None:
+    """0.001 in float32 is 0.0010000000475: a grid that went through it ends outside the range or short of it."""
+    path = VP(t_min=1e-3, t_max=0.9)
+    for name in GRIDS:
+        assert float(GRIDS[name](path, 4)[-1]) == 1e-3
+    assert float(uniform(path, 9)[3]) == pytest.approx(0.9 + (1e-3 - 0.9) / 3, abs=1e-15)
+
+
+def test_a_list_of_levels_is_carried_over(path) -> None:
+    ts = karras(path, 10)
+    levels = (-path.logsnr(ts) / 2).exp()
+    grid = through(levels)
+    torch.testing.assert_close(grid(path, 10), ts, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(path.logsnr(grid(path, 20))[::2], path.logsnr(ts), rtol=1e-9, atol=1e-9)
+    check_grid(grid(path, 7), path.t_min, path.t_max)
+    for bad in ([1.0], [1.0, 1.0], [1.0, 2.0], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="strictly falling"):
+            through(bad)
+    with pytest.raises(ValueError, match="range"):
+        through([1e9, 1e8, 1e-8])(path, 2)
 
 
 def test_discrete_grids_visit_levels(vp) -> None:
@@ -55,7 +107,7 @@ def test_discrete_grids_visit_levels(vp) -> None:
         trailing(vp, 10, levels=10)
 
 
-@pytest.mark.parametrize("make", [uniform, logsnr, karras])
+@pytest.mark.parametrize("make", [uniform, logsnr, karras, flow, beta, through([2.0, 1.0])])
 def test_no_steps_is_no_grid(make, vp) -> None:
     with pytest.raises(ValueError, match="at least one step"):
         make(vp, 0)
@@ -66,6 +118,12 @@ def test_powers_are_positive(vp) -> None:
         power(vp, 4, 0.0)
     with pytest.raises(ValueError, match="rho"):
         karras(vp, 4, -1.0)
+    with pytest.raises(ValueError, match="rho"):
+        polyexponential(vp, 4, 0.0)
+    with pytest.raises(ValueError, match="shift"):
+        shift(vp, 4, 0.0)
+    with pytest.raises(ValueError, match="beta"):
+        beta(vp, 4, a=0.0)
 
 
 @pytest.mark.parametrize(
