@@ -108,6 +108,7 @@ def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[s
         "parts": parts,
         "sections": [{"id": name, "title": title, "number": i} for i, (name, title) in enumerate(titles, start=1)],
         "about": manifest,
+        "commit": manifest.get("commit"),
         "program": f"sdegen {version}" if version else "sdegen",
         "command": " ".join([Path(command.split(" ")[0]).name, *command.split(" ")[1:]]),
         "created": f"{datetime.fromisoformat(manifest['created']):%-d %B %Y, %H:%M} UTC",

@@ -132,6 +132,16 @@ def test_page_is_drawn_again_from_results_alone_and_the_same(folder, tmp_path):
     assert one == two
 
 
+def test_an_installed_package_knows_no_commit(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("commit", None)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    text = report.build(folder).read_text(encoding="utf-8")
+    assert "not a git checkout" in text
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"commit": "0123456789abcdef+changes"}))
+    assert "commit 0123456789ab with changes" in report.build(folder).read_text(encoding="utf-8")
+
+
 def test_values_from_outside_are_escaped(folder):
     text = report.build(folder).read_text(encoding="utf-8")
     assert "digits &lt;&amp;&gt;" in text
