@@ -58,7 +58,9 @@ from solvers.foreign import Diffusers, KDiffusion, import_sampler
 from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
 from solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector, SNRLangevin
+from solvers.multistep import AdamsBashforth, GradientEstimation
 from solvers.noise import BrownianMotion, Noise, standard_normal
+from solvers.pndm import IPNDM, PLMS, PNDM, IPNDMv, PseudoRungeKutta
 from solvers.problem import ODE, SDE, DiffusionProblem, Path, Prediction, expand, mix
 from solvers.replay import capture, replay
 from solvers.runge_kutta import RK4, BogackiShampine, DormandPrince, Euler, Heun, Midpoint, Ralston, RungeKutta, Tableau
@@ -76,7 +78,10 @@ __all__ = [
     "ERSDE",
     "FLOW",
     "GRIDS",
+    "IPNDM",
     "ODE",
+    "PLMS",
+    "PNDM",
     "RK4",
     "SDE",
     "SEEDS1",
@@ -85,6 +90,7 @@ __all__ = [
     "SOLVERS",
     "SRA1",
     "VP_LAM",
+    "AdamsBashforth",
     "AnalyticDPM",
     "Ancestral",
     "AnnealedLangevin",
@@ -121,8 +127,10 @@ __all__ = [
     "ExponentialAdamsSDE",
     "FinalStep",
     "GaussianMSE",
+    "GradientEstimation",
     "Grid",
     "Heun",
+    "IPNDMv",
     "InScaling",
     "KDiffusion",
     "Langevin",
@@ -136,6 +144,7 @@ __all__ = [
     "PowerScale",
     "Prediction",
     "PredictorCorrector",
+    "PseudoRungeKutta",
     "Ralston",
     "Ray",
     "Restart",
@@ -255,14 +264,27 @@ SOLVERS: dict[str, Solver[Any]] = {
     "deis_tab1": DEIStAB(1),
     "deis_tab3": Warmup(DPMSolver3S(), DEIStAB(3), steps=2),
     "deis_rhoab1": DEISrhoAB(1),
+    "ab_2": AdamsBashforth(2),
+    "lms_4": OnPath(Warmup(RK4(), AdamsBashforth(4), steps=2), EDM, grid="karras"),
+    "vab_2": OnPath(AdamsBashforth(2), FLOW),
+    "vab_3": OnPath(Warmup(RK4(), AdamsBashforth(3), steps=2), FLOW),
+    "vab_4": OnPath(Warmup(RK4(), AdamsBashforth(4), steps=2), FLOW),
+    "gradient_estimation": GradientEstimation(),
+    "pndm": PNDM(),
+    "plms": PLMS(),
+    "ipndm": IPNDM(),
+    "ipndm_v": IPNDMv(2),
+    "ipndm_v_corrected": IPNDMv(2, corrected=True),
     "dopri5": TorchDiffEq("dopri5"),
     "dopri5_lam": OnPath(TorchDiffEq("dopri5"), VP_LAM),
     "torchdiffeq_rk4": TorchDiffEq("rk4"),
     "rk45": ScipyODE("RK45"),
+    "dop853": ScipyODE("DOP853"),
     "rk45_lam": OnPath(ScipyODE("RK45"), VP_LAM),
     "dop853_lam": OnPath(ScipyODE("DOP853"), VP_LAM),
     "torchsde_euler": TorchSDE("euler"),
     "torchsde_heun": TorchSDE("heun"),
+    "torchsde_srk": TorchSDE("srk"),
 }
 """Every solver by name. What is in here is measured: ``solvers.certify`` and the tests go through the whole table."""
 
