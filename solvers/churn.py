@@ -172,7 +172,7 @@ class Restart(Solver[tuple[Plan, Any]]):
         solver: deterministic solver of all ways down.
         intervals: where to restart.
 
-    Reference: Xu et al. 2023, arXiv:2306.14878, algorithm 1.
+    Reference: Xu et al. 2023, arXiv:2306.14878.
     """
 
     solver: Solver[Any]
@@ -185,7 +185,7 @@ class Restart(Solver[tuple[Plan, Any]]):
             strong_order=float(self.solver.order),
             nfe_per_step=self.solver.nfe_per_step,
             stochastic=bool(self.intervals),
-            reference="Xu et al. 2023, arXiv:2306.14878, algorithm 1",
+            reference="Xu et al. 2023, arXiv:2306.14878",
             grid=self.solver.grid,
         )
 

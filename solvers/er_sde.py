@@ -80,7 +80,7 @@ class ERSDE(Multistep):
         scale: f, a function of sigma / alpha (float64, any shape).
         corrected: the polynomial through three predictions, integrated exactly.
 
-    Reference: Cui et al. 2023, arXiv:2309.06169, algorithms 1-5.
+    Reference: Cui et al. 2023, arXiv:2309.06169.
     """
 
     p: int = 3

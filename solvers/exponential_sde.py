@@ -22,7 +22,7 @@ With one Gaussian per step no such method is of higher strong order than 1, nor 
 data the error of the variance may fall faster for a while: the eps-form's first-order term comes from the ends of the
 path only. *Variance after 20 steps*: see :mod:`solvers.ancestral`.
 
-Reference: Lu et al. 2022, arXiv:2211.01095, section 5 and appendix; Gonzalez et al. 2023, arXiv:2305.14267; Xue et al.
+Reference: Lu et al. 2022, arXiv:2211.01095; Gonzalez et al. 2023, arXiv:2305.14267; Xue et al.
 2023, arXiv:2309.05019.
 """
 
@@ -180,7 +180,7 @@ class SDEDPMSolver1(StochasticMultistep):
     Args:
         eta: amount of noise, >= 0.
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, eq. 17; SEEDS-1 of Gonzalez et al. 2023, arXiv:2305.14267.
+    Reference: Lu et al. 2022, arXiv:2211.01095 (SDE-DPM-Solver); SEEDS-1 of Gonzalez et al. 2023, arXiv:2305.14267.
     """
 
     eta: float = 1.0
@@ -188,7 +188,7 @@ class SDEDPMSolver1(StochasticMultistep):
     form = "eps"
     memory = 1
     order = 1
-    reference = "Lu et al. 2022, arXiv:2211.01095, section 5"
+    reference = "Lu et al. 2022, arXiv:2211.01095"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class SDEDPMSolverPP1(StochasticMultistep):
     Args:
         eta: amount of noise, >= 0.
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, eq. 18.
+    Reference: Lu et al. 2022, arXiv:2211.01095 (SDE-DPM-Solver).
     """
 
     eta: float = 1.0
@@ -211,7 +211,7 @@ class SDEDPMSolverPP1(StochasticMultistep):
     form = "x0"
     memory = 1
     order = 1
-    reference = "Lu et al. 2022, arXiv:2211.01095, section 5"
+    reference = "Lu et al. 2022, arXiv:2211.01095"
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,12 @@ class SDEDPMSolver2M(StochasticMultistep, DPMSolver2M):
         taylor: the exact first moment in place of half the zeroth one.
         eta: amount of noise, >= 0.
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, eq. 19.
+    Reference: Lu et al. 2022, arXiv:2211.01095 (SDE-DPM-Solver).
     """
 
     eta: float = 1.0
 
-    reference = "Lu et al. 2022, arXiv:2211.01095, section 5"
+    reference = "Lu et al. 2022, arXiv:2211.01095"
 
 
 @dataclass(frozen=True)
@@ -247,16 +247,16 @@ class SDEDPMSolverPP2M(StochasticMultistep, DPMSolverPP2M):
     Variance after 20 steps: +4.6 %.
 
     Args:
-        taylor: the exact first moment in place of half the zeroth one: the "heun" variant, which makes 20 steps +12 %
-            too wide.
+        taylor: the exact first moment in place of half the zeroth one: the "heun" variant (variance after 20 steps:
+            +12 %).
         eta: amount of noise, >= 0; its square is k-diffusion's ``eta``.
 
-    Reference: Lu et al. 2022, arXiv:2211.01095, eq. 20; Crowson 2022, k-diffusion, sample_dpmpp_2m_sde.
+    Reference: Lu et al. 2022, arXiv:2211.01095 (SDE-DPM-Solver++); Crowson 2022, k-diffusion, sample_dpmpp_2m_sde.
     """
 
     eta: float = 1.0
 
-    reference = "Lu et al. 2022, arXiv:2211.01095, section 5"
+    reference = "Lu et al. 2022, arXiv:2211.01095"
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class ExponentialAdamsSDE(StochasticMultistep):
         form: "x0" or "eps", what is extrapolated.
         eta: amount of noise, >= 0.
 
-    Reference: Xue et al. 2023, arXiv:2309.05019, eq. 14 (its predictor, with constant tau = eta); Hochbruck and
+    Reference: Xue et al. 2023, arXiv:2309.05019, eq. 15 (its predictor, with constant tau = eta); Hochbruck and
     Ostermann 2010, Acta Numerica 19, section 2.5.
     """
 
@@ -312,7 +312,7 @@ class ExponentialAdamsSDE(StochasticMultistep):
     form: str = "x0"
     eta: float = 1.0
 
-    reference = "Xue et al. 2023, arXiv:2309.05019, eq. 14"
+    reference = "Xue et al. 2023, arXiv:2309.05019, eq. 15"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -261,7 +261,7 @@ def area(noise: Noise, a: Tensor, b: Tensor, parts: int = 16) -> Tensor:
         b: lam at its end, 0-dim, different from a.
         parts: of the step, >= 2; as many increments are asked for.
 
-    Reference: Foster, Lyons and Oberhauser 2020, arXiv:1812.04600, definition 3.6.
+    Reference: Foster, Lyons and Oberhauser 2020, arXiv:1904.06998.
     """
     points = torch.lerp(a, b, torch.linspace(0, 1, parts + 1, dtype=torch.float64)).unbind()
     # With increments z_i / sqrt(parts), W at the middle points enters with weight 1 / parts, the chord takes off the

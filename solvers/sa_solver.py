@@ -92,7 +92,7 @@ class SASolver(Solver[Memory]):
         simple: for two predictions, the coefficients of the paper's appendix, in which the first moment is a h / 2
             where the exact one is a h^2 phi_2(-a h).
 
-    Reference: Xue et al. 2023, arXiv:2309.05019, algorithm 1, eqs. 14 and 17, appendix on implementation.
+    Reference: Xue et al. 2023, arXiv:2309.05019, eqs. 15 and 18, appendix D.
     """
 
     p: int = 3

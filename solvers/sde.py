@@ -122,7 +122,7 @@ class SRA1(Solver[None]):
         parts: increments from which the area is computed; the share 1 / parts of it that they do not see leaves a term
             of strong order 1 with so small a factor.
 
-    Reference: Roessler 2010, doi:10.1137/09076636X, table 6.3.
+    Reference: Roessler 2010, doi:10.1137/09076636X (SRA1).
     """
 
     eta: float = 1.0

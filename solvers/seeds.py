@@ -13,7 +13,7 @@ a stage looks at a state that the step never comes near.
 The paper's methods for VP and VE extrapolate eps; "data prediction" is the other form. *Variance after 20 steps*: see
 :mod:`solvers.ancestral`.
 
-Reference: Gonzalez et al. 2023, arXiv:2305.14267, algorithms 1-4.
+Reference: Gonzalez et al. 2023, arXiv:2305.14267.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SEEDS1(SDEDPMSolver1):
 
     Weak order 1, 1 evaluation per step, noise white (none for eta = 0). Variance after 20 steps: +3.0 %.
 
-    Reference: Gonzalez et al. 2023, arXiv:2305.14267, algorithm 1.
+    Reference: Gonzalez et al. 2023, arXiv:2305.14267.
     """
 
     reference = "Gonzalez et al. 2023, arXiv:2305.14267"
@@ -92,7 +92,7 @@ class SEEDS2(_Staged):
         form: "eps" or "x0", what is extrapolated.
         eta: amount of noise, >= 0.
 
-    Reference: Gonzalez et al. 2023, arXiv:2305.14267, algorithm 2.
+    Reference: Gonzalez et al. 2023, arXiv:2305.14267.
     """
 
     c: float = 0.5
@@ -141,7 +141,7 @@ class SEEDS3(_Staged):
         form: "eps" or "x0", what is extrapolated.
         eta: amount of noise, >= 0.
 
-    Reference: Gonzalez et al. 2023, arXiv:2305.14267, algorithms 3-4.
+    Reference: Gonzalez et al. 2023, arXiv:2305.14267.
     """
 
     c2: float = 1 / 3
