@@ -13,18 +13,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from solvers.ancestral import (
-    DDIM,
-    AnalyticDPM,
-    Ancestral,
-    DPM2Ancestral,
-    DPMPP2SAncestral,
-    EulerAncestral,
-    GaussianMSE,
-    LearnedVariance,
-    MeasuredMSE,
-    ReverseDiffusion,
-)
+from solvers.analytic import AnalyticDPM, GaussianMSE, LearnedVariance, MeasuredMSE
+from solvers.ancestral import DDIM, Ancestral, DPM2Ancestral, DPMPP2SAncestral, EulerAncestral, ReverseDiffusion
 from solvers.churn import Churn, Restart, RestartInterval
 from solvers.combine import FinalStep, InScaling, OnPath, Warmup
 from solvers.curves import EDM, FLOW, VP_LAM, Chord, Circle, Coordinates, Curve, Ray, Tangent
