@@ -33,7 +33,7 @@ types: $(READY) ## pyright, strict on solvers
 	@$(BIN)/pyright
 
 picture: $(READY) ## the README's picture, drawn from the demo's run
-	@$(BIN)/sdegen demo --picture docs/images/demo.png
+	@$(BIN)/python -m sdegen.report runs/demo --picture docs/images/demo.png
 
 check: lint types test ## lint, types and tests
 

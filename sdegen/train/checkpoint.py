@@ -91,8 +91,9 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], origin: object) -
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        detail = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise ValueError(f"the weights in {origin} are of another architecture: {detail[0]}") from error
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        detail = lines[0] if len(lines[0]) <= 160 else f"{lines[0][:160]} ..."
+        raise ValueError(f"the weights in {origin} are of another architecture: {detail}") from error
 
 
 def size_of(item: object) -> int:
