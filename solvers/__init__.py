@@ -50,6 +50,7 @@ from solvers.integrate import Solver, Trajectory, integrate
 from solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector, SNRLangevin
 from solvers.multistep import AdamsBashforth, GradientEstimation
 from solvers.noise import BrownianMotion, Noise, standard_normal
+from solvers.optimize import OptimizedGrid, optimize_grid
 from solvers.pndm import IPNDM, PLMS, PNDM, IPNDMv, PseudoRungeKutta
 from solvers.problem import ODE, SDE, DiffusionProblem, Path, Prediction, expand, mix
 from solvers.replay import capture, replay
@@ -130,6 +131,7 @@ __all__ = [
     "Moments",
     "Noise",
     "OnPath",
+    "OptimizedGrid",
     "Path",
     "PowerScale",
     "Prediction",
@@ -170,6 +172,7 @@ __all__ = [
     "import_sampler",
     "integrate",
     "mix",
+    "optimize_grid",
     "prior",
     "replay",
     "resolve",
