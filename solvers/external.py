@@ -35,7 +35,7 @@ from torch import Tensor
 
 from solvers.curves import VP_LAM
 from solvers.integrate import Solver
-from solvers.noise import Noise
+from solvers.noise import Noise, area
 from solvers.problem import DiffusionProblem, Problem, mix
 
 __all__ = ["ScipyODE", "TorchDiffEq", "TorchSDE"]
@@ -182,17 +182,21 @@ class ScipyODE(Solver[None]):
 
 
 class _Increments:
-    """Our Brownian motion as torchsde asks for one: increments over an interval of its time, flat."""
+    """Our Brownian motion as torchsde asks for one: increments over an interval of its time, flat, and their areas."""
 
-    levy_area_approximation = "none"
+    levy_area_approximation = "space-time"
 
     def __init__(self, noise: Noise, like: Tensor, sign: float) -> None:
         self.noise, self.sign = noise, sign
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        z = self.noise(self.sign * a, self.sign * b).reshape(self.shape)
-        return mix(((b - a).sqrt(), z))
+    def __call__(self, a: Tensor, b: Tensor, return_U: bool = False) -> Any:
+        """W(b) - W(a), and with it INT_a^b (W(u) - W(a)) du = h (W(b) - W(a)) / 2 + h sqrt(h / 12) area."""
+        start, end, h = self.sign * a, self.sign * b, b - a
+        w = mix((h.sqrt(), self.noise(start, end).reshape(self.shape)))
+        if not return_U:
+            return w
+        return w, mix((h / 2, w), (h * (h / 12).sqrt(), area(self.noise, start, end).reshape(self.shape)))
 
 
 class _Equation:
@@ -222,10 +226,10 @@ class TorchSDE(Solver[None]):
     dx = drift dlam + sqrt(2) eta sigma dW(lam); one step of the library's method for each step of the grid.
 
     Weak order 1 with 1 evaluation per step (euler, milstein: the noise is additive), weak order 2 with 2 evaluations
-    (heun, midpoint); strong order 1; noise white.
+    (heun, midpoint, srk); strong order 1, and 1.5 for srk (which for additive noise is SRA1); noise white.
 
     Args:
-        method: "euler", "milstein", "heun" or "midpoint".
+        method: "euler", "milstein", "heun", "midpoint" or "srk".
         eta: amount of noise, > 0; 1 is the reverse SDE.
 
     Reference: Li et al. 2020, arXiv:2001.01328; Kidger et al. 2021, arXiv:2105.13493;
@@ -235,11 +239,12 @@ class TorchSDE(Solver[None]):
     method: str = "euler"
     eta: float = 1.0
 
-    METHODS: ClassVar[dict[str, tuple[str, int]]] = {  # calculus, order = evaluations
-        "euler": ("ito", 1),
-        "milstein": ("ito", 1),
-        "heun": ("stratonovich", 2),
-        "midpoint": ("stratonovich", 2),
+    METHODS: ClassVar[dict[str, tuple[str, int, float]]] = {  # calculus, weak order = evaluations, strong order
+        "euler": ("ito", 1, 1.0),
+        "milstein": ("ito", 1, 1.0),
+        "heun": ("stratonovich", 2, 1.0),
+        "midpoint": ("stratonovich", 2, 1.0),
+        "srk": ("ito", 2, 1.5),
     }
     stochastic = True
     reference = "Li et al. 2020, arXiv:2001.01328 (torchsde)"
@@ -248,8 +253,8 @@ class TorchSDE(Solver[None]):
         _check("torchsde (with additive noise)", self.method, self.METHODS)
         if not self.eta > 0:
             raise ValueError(f"eta is positive (use an ODE solver without noise), got {self.eta}")
-        order = self.METHODS[self.method][1]
-        self.declare(order=order, nfe_per_step=order)
+        _, order, strong = self.METHODS[self.method]
+        self.declare(order=order, nfe_per_step=order, strong_order=strong)
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise

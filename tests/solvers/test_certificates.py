@@ -59,15 +59,17 @@ FINER: dict[str, tuple[int, ...]] = {
 # In rho = sigma / alpha a step of a grid that is uniform in flow time is half of the way: no order shows in 640 steps.
 SMOOTH_IN_RHO = ("logsnr", "karras", "uneven")
 IN_RHO: dict[str, tuple[str, ...]] = dict.fromkeys(("lms_4", "ipndm_v_corrected"), SMOOTH_IN_RHO)
+# On that grid a transient of order 5 and the error of order 2 have opposite signs and meet at N = 200.
+IN_RHO["sde_adams_3"] = ("logsnr", "uneven")
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_holds_what_it_declares(name: str, problems: Problems, answers: dict[str, Tensor]) -> None:
     solver = SOLVERS[name]
-    if solver.order == 0 and solver.nfe_per_step > 0:  # no order is declared: see the tests of stochastic solvers
+    if solver.order == 0 and (solver.nfe_per_step > 0 or solver.stochastic):  # see the tests of stochastic solvers
         certificate = Certificate(solver, tuple(contract(solver, problems["vp"].path)))
     else:
-        steps, grids = FINER.get(name, (20, 40, 80, 160)), IN_RHO.get(name, tuple(CERTIFIED_GRIDS))
+        steps, grids = FINER.get(name, (20, 40, 80, 160)), IN_RHO.get(name, ("uniform", "uneven"))
         certificate = certify(solver, problems, answers=answers, steps=steps, grids=grids)
     assert certificate.passed, f"\n{certificate}"
 
