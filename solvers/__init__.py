@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from solvers.adaptive import BogackiShampine32, DormandPrince54, DPMSolver12, DPMSolver23
+from solvers.adaptive_sde import AdaptiveHeun, GottaGoFast
 from solvers.analytic import AnalyticDPM, GaussianMSE, LearnedVariance, MeasuredMSE
 from solvers.ancestral import DDIM, Ancestral, DPM2Ancestral, DPMPP2SAncestral, EulerAncestral, ReverseDiffusion
 from solvers.churn import Churn, Restart, RestartInterval
@@ -82,10 +84,12 @@ __all__ = [
     "SRA1",
     "VP_LAM",
     "AdamsBashforth",
+    "AdaptiveHeun",
     "AnalyticDPM",
     "Ancestral",
     "AnnealedLangevin",
     "BogackiShampine",
+    "BogackiShampine32",
     "BrownianMotion",
     "Chord",
     "Churn",
@@ -101,6 +105,8 @@ __all__ = [
     "DPMSolver2S",
     "DPMSolver3M",
     "DPMSolver3S",
+    "DPMSolver12",
+    "DPMSolver23",
     "DPMSolverPP1",
     "DPMSolverPP2M",
     "DPMSolverPP2S",
@@ -111,6 +117,7 @@ __all__ = [
     "Diffusers",
     "DiffusionProblem",
     "DormandPrince",
+    "DormandPrince54",
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
@@ -118,6 +125,7 @@ __all__ = [
     "ExponentialAdamsSDE",
     "FinalStep",
     "GaussianMSE",
+    "GottaGoFast",
     "GradientEstimation",
     "Grid",
     "Heun",
@@ -268,6 +276,12 @@ SOLVERS: dict[str, Solver[Any]] = {
     "ipndm": IPNDM(),
     "ipndm_v": IPNDMv(2),
     "ipndm_v_corrected": IPNDMv(2, corrected=True),
+    "bosh32": OnPath(BogackiShampine32(), VP_LAM),
+    "dopri54": DormandPrince54(),
+    "dopri54_lam": OnPath(DormandPrince54(), VP_LAM),
+    "adaptive_dpm_23": OnPath(DPMSolver23(), VP_LAM),
+    "adaptive_heun": OnPath(AdaptiveHeun(), VP_LAM),
+    "gotta_go_fast": GottaGoFast(),
     "dopri5": TorchDiffEq("dopri5"),
     "dopri5_lam": OnPath(TorchDiffEq("dopri5"), VP_LAM),
     "torchdiffeq_rk4": TorchDiffEq("rk4"),

@@ -159,6 +159,9 @@ class OnPath(Solver[tuple[Path, Any]]):
         x, inner = self.solver.step(problem.rescaled(there), x, u, v, inner, noise)
         return mix((here.alpha(s) / there.alpha(v), x)), (there, inner)
 
+    def spent(self, state: tuple[Path, Any]) -> Tensor | None:
+        return self.solver.spent(state[1])
+
     def with_tolerance(self, tol: float) -> Solver[Any]:
         return replace(self, solver=self.solver.with_tolerance(tol))
 
@@ -194,6 +197,9 @@ class InScaling(Solver[Any]):
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Any, noise: Noise
     ) -> tuple[Tensor, Any]:
         return self._there(problem).step(problem, x, t, s, state, noise)
+
+    def spent(self, state: Any) -> Tensor | None:
+        return self.solver.spent(state[1])
 
     def with_tolerance(self, tol: float) -> Solver[Any]:
         return replace(self, solver=self.solver.with_tolerance(tol))

@@ -95,6 +95,10 @@ class Solver(ABC, Generic[S]):
         """
         raise ValueError(f"{self} takes fixed steps: give steps, nfe or ts, not tol")
 
+    def spent(self, state: S) -> Tensor | None:
+        """Evaluations of each sample so far, (B,), for methods in which samples differ; None for the others."""
+        return None
+
     def nfe(self, steps: int) -> int:
         """Calls of ``predict`` that a grid of ``steps`` steps costs; the loop counts what was really spent."""
         return steps * self.nfe_per_step
@@ -146,6 +150,7 @@ class Trajectory:
         seed: seed of the noise, None for a deterministic solve.
         xs: states at every node (N + 1, B, *event) with ``save="all"``, else None.
         end: "stop" (``x`` is the state at ``ts[-1]``) or "denoise" (``x`` is the data predicted from it).
+        spent: evaluations that each sample needed (B,), where samples have steps of their own; else None: all of them.
     """
 
     x: Tensor
@@ -155,6 +160,7 @@ class Trajectory:
     seed: int | None = None
     xs: Tensor | None = None
     end: str = "stop"
+    spent: Tensor | None = None
 
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed}"
@@ -214,15 +220,15 @@ def integrate(
             xs.append(x)
         if callback is not None:
             callback(i, s, x)
+    spent = solver.spent(state)
     if end == "denoise":
-        x = counted.predict(x, nodes[-1]).x0
+        x, spent = counted.predict(x, nodes[-1]).x0, None if spent is None else spent + 1
 
     # A finite sum has finite terms, and is one pass; an infinite one may be an overflow.
     if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
         _find_culprit(solver, problem, start, ts, noise)
-    return Trajectory(
-        x, ts, counter.calls, solver, getattr(noise, "seed", None), torch.stack(xs) if save == "all" else None, end
-    )
+    saved = torch.stack(xs) if save == "all" else None
+    return Trajectory(x, ts, counter.calls, solver, getattr(noise, "seed", None), saved, end, spent)
 
 
 def _find_culprit(solver: Solver[Any], problem: Problem, x: Tensor, ts: Tensor, noise: Noise) -> None:
