@@ -20,7 +20,10 @@ noise: at eta = 1 nothing is left of the prediction, and a step is the forward p
 
 With one Gaussian per step no such method is of higher strong order than 1, nor of higher weak order than 2. On Gaussian
 data the error of the variance may fall faster for a while: the eps-form's first-order term comes from the ends of the
-path only. *Variance after 20 steps*: see :mod:`solvers.ancestral`.
+path only. It wants short steps, though: on that data SDE-DPM-2M makes the variance four times too large in ten steps
+and six hundred times in five, where SDE-DPM++(2M) is off by 8 % and 16 %.
+
+*Variance after 20 steps*: see :mod:`solvers.ancestral`.
 
 Reference: Lu et al. 2022, arXiv:2211.01095; Gonzalez et al. 2023, arXiv:2305.14267; Xue et al.
 2023, arXiv:2309.05019.
