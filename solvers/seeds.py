@@ -10,8 +10,8 @@ where z_1, z_2, ... are the increments over [lam_t, lam_1], [lam_1, lam_2], ... 
 two and three normals per step say, and it is why their order holds: with the right variances and the wrong correlations
 a stage looks at a state that the step never comes near.
 
-The paper's methods for VP and VE extrapolate eps; "data prediction" is the other form, and the one for few steps: in ten
-steps, where the measure below takes twenty, SEEDS-2 makes the variance five times too large in eps-form.
+The paper's methods for VP and VE extrapolate eps; "data prediction" is the other form, and the one for few steps: in
+ten steps, where the measure below takes twenty, SEEDS-2 makes the variance five times too large in eps-form.
 
 *Variance after 20 steps*: see :mod:`solvers.ancestral`.
 
