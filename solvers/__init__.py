@@ -270,6 +270,8 @@ SOLVERS: dict[str, Solver[Any]] = {
     "vab_2": OnPath(AdamsBashforth(2), FLOW),
     "vab_3": OnPath(Warmup(RK4(), AdamsBashforth(3), steps=2), FLOW),
     "vab_4": OnPath(Warmup(RK4(), AdamsBashforth(4), steps=2), FLOW),
+    "vab_3_euler": OnPath(Warmup(Euler(), AdamsBashforth(3)), FLOW),
+    "vab_4_euler": OnPath(Warmup(Euler(), AdamsBashforth(4)), FLOW),
     "gradient_estimation": GradientEstimation(),
     "pndm": PNDM(),
     "plms": PLMS(),
