@@ -62,7 +62,7 @@ def from_file(
         levels=levels,
         test_fraction=test_fraction,
         seed=seed,
-        name=path.stem,
+        name=path.name,
         source=f"{path}{f' [{key}]' if key else ''}, seed {seed}",
     )
 
