@@ -53,6 +53,7 @@ from solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector, SNR
 from solvers.multistep import AdamsBashforth, GradientEstimation
 from solvers.noise import BrownianMotion, Noise, standard_normal
 from solvers.optimize import OptimizedGrid, optimize_grid
+from solvers.picard import Parallel, picard
 from solvers.pndm import IPNDM, PLMS, PNDM, IPNDMv, PseudoRungeKutta
 from solvers.problem import ODE, SDE, DiffusionProblem, Path, Prediction, expand, mix
 from solvers.replay import capture, replay
@@ -140,6 +141,7 @@ __all__ = [
     "Noise",
     "OnPath",
     "OptimizedGrid",
+    "Parallel",
     "Path",
     "PowerScale",
     "Prediction",
@@ -181,6 +183,7 @@ __all__ = [
     "integrate",
     "mix",
     "optimize_grid",
+    "picard",
     "prior",
     "replay",
     "resolve",

@@ -1,0 +1,194 @@
+"""Parallel in time: all steps of a window at once, again and again, until nothing moves.
+
+A sequential solve is the fixed point of a map on whole trajectories. With the step written as what it adds,
+
+    x_(i+1) = x_i + d(x_i, i),        x_n = x_0 + SUM_{i<n} d(x_i, i),
+
+the right side can be evaluated at a *guess* of all states together, in one batch, and gives a better guess: Picard's
+iteration. After k sweeps the first k states are those of the sequential solve exactly, so as many sweeps as steps
+always suffice; a smooth trajectory needs far fewer. What is saved is time where a batch costs as much as a sample,
+and what is paid are evaluations: the number of *calls* falls, that of evaluated states rises.
+
+ParaDiGMS keeps a window of states and slides it over those that have settled: after a sweep, the error of state j is
+compared with the tolerance, and the window moves on to the first state that still moves.
+
+Here the increments are those of y = x / alpha, in which a step of DDIM adds (sigma_s / alpha_s - sigma_t / alpha_t) eps
+and no part of the equation that is known. Any one-step method will do, for it is not told that it is run in parallel:
+its code is run until it asks for a prediction; all questions are answered together; it is run again, from the start,
+with the answers that it has.
+
+Reference: Shih, Belkhale, Ermon, Sadigh and Anari 2023, arXiv:2305.16317.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.grids import check_grid
+from solvers.integrate import Counter, Solver, Trajectory
+from solvers.noise import Noise
+from solvers.problem import DiffusionProblem, Predict, Prediction, expand
+
+__all__ = ["Parallel", "picard"]
+
+_ONE_STEP = "steps can be taken together by one-step methods with fixed steps, not by {}"
+
+
+class Parallel(NamedTuple):
+    """What :func:`picard` returns.
+
+    Attributes:
+        trajectory: as of a sequential solve; ``nfe`` counts calls, ``spent`` the evaluations of each sample.
+        sweeps: how often a window was evaluated: the length of the solve in time, in units of one step.
+        residuals: of each sweep, the largest change of a state that it settled, in units of the state's scale.
+    """
+
+    trajectory: Trajectory
+    sweeps: int
+    residuals: tuple[float, ...]
+
+
+def picard(
+    solver: Solver[Any],
+    problem: DiffusionProblem,
+    x: Tensor,
+    ts: Tensor,
+    *,
+    tol: float = 1e-6,
+    window: int | None = None,
+    noise: Noise | None = None,
+) -> Parallel:
+    """The solve ``integrate(solver, problem, x, ts)``, with the steps of a window in one batch.
+
+    y_(j+1) <- y_first + SUM_{first <= i <= j} [ step(x_i) / alpha_(i+1) - x_i / alpha_i ],        y = x / alpha,
+
+    until the change, as rms over the coordinates of the worst sample and divided by sqrt(1 + sigma^2 / alpha^2) (the
+    scale of y), is at most ``tol``; the window then begins at the first state whose change is larger.
+
+    Args:
+        solver: a one-step method with fixed steps.
+        problem: what it solves; ``predict`` is asked with up to window x B states and as many times.
+        x: state at ``ts[0]``, (B, *event).
+        ts: grid (N + 1,), strictly monotone within the problem's range.
+        tol: largest change of a state that counts as settled, > 0.
+        window: how many steps are taken together; all of them where None.
+        noise: Brownian increments for stochastic solvers: the same in every sweep.
+
+    Returns:
+        A :class:`Parallel`; its result differs from the sequential one by about ``tol``.
+
+    Raises:
+        ValueError: a solver with a memory or steps of its own, no noise where it is needed, bad settings.
+
+    Reference: Shih et al. 2023, arXiv:2305.16317, algorithm 1.
+    """
+    ts = check_grid(ts, problem.t_min, problem.t_max)
+    steps, batch = len(ts) - 1, len(x)
+    width = steps if window is None else window
+    if not tol > 0 or width < 1:
+        raise ValueError(f"tol is positive and a window has at least one step, got tol={tol} and window={window}")
+    if solver.nfe_per_step == 0:
+        raise ValueError(_ONE_STEP.format(solver))
+    if solver.stochastic and noise is None:
+        raise ValueError(f"{solver} draws noise: pass noise=BrownianMotion(x, seed)")
+
+    sweeps, calls, nodes = 0, Counter(lambda: f"{solver}: sweep {sweeps + 1}"), ts.unbind()
+    predict = calls(problem.predict)
+    planned = problem.at(nodes)
+    memory = solver.init(planned, x, ts)
+    alpha = problem.path.alpha(ts)
+    scale = (1 + (problem.path.sigma(ts) / alpha) ** 2).sqrt()
+
+    def rows(c: Tensor) -> Tensor:
+        """Coefficients of nodes, to multiply states (K, B, *event)."""
+        return expand(c, ys)
+
+    ys = x.double() / float(alpha[0])
+    ys = ys.expand(steps + 1, *x.shape).clone()  # the guess: nothing moves
+    first, evaluations, residuals = 0, 0, list[float]()
+    while first < steps:
+        last = min(first + width, steps)
+        here, there = slice(first, last), slice(first + 1, last + 1)
+        xs = (rows(alpha[here]) * ys[here]).to(x.dtype)
+        moved = _together(solver, planned, predict, xs, nodes[first : last + 1], memory, noise or _silent)
+        change = moved.double() / rows(alpha[there]) - xs.double() / rows(alpha[here])
+        new = ys[first] + change.cumsum(0)
+
+        off = ((new - ys[there]) / rows(scale[there])).reshape(last - first, batch, -1)
+        off = off.square().mean(-1).sqrt().amax(-1).cpu()  # of the worst sample
+        unsettled = (~(off <= tol)).nonzero()
+        # The step from a state that is right is right: the window moves on by one in any case.
+        stride = max(int(unsettled[0]), 1) if len(unsettled) else last - first
+        residuals.append(float(off[:stride].max()))
+        ys[there], ys[last + 1 :] = new, new[-1]
+        first, sweeps, evaluations = first + stride, sweeps + 1, evaluations + (last - first) * solver.nfe_per_step
+    out = (ys[-1] * float(alpha[-1])).to(x.dtype)
+    spent = torch.full((batch,), evaluations, dtype=torch.int64)
+    trajectory = Trajectory(out, ts, calls.calls, solver, getattr(noise, "seed", None), spent=spent)
+    return Parallel(trajectory, sweeps, tuple(residuals))
+
+
+class _Asks(Exception):
+    """A step wants to know a prediction."""
+
+    def __init__(self, x: Tensor, t: Tensor) -> None:
+        super().__init__()
+        self.x, self.t = x, t
+
+
+def _together(
+    solver: Solver[Any],
+    problem: DiffusionProblem,
+    predict: Predict,
+    xs: Tensor,
+    nodes: Sequence[Tensor],
+    memory: Any,
+    noise: Noise,
+) -> Tensor:
+    """One step from every node but the last, with one call of ``predict`` for each of its stages."""
+    known: list[list[Prediction]] = [[] for _ in xs]
+    while True:
+        moved: list[Tensor] = []
+        asked: list[_Asks] = []
+        for x, (t, s), answers in zip(xs, pairwise(nodes), known, strict=True):
+            try:
+                out, after = solver.step(problem.calling(_answering(answers)), x, t, s, memory, noise)
+            except _Asks as question:
+                asked.append(question)
+                continue
+            if after != memory:
+                raise ValueError(_ONE_STEP.format(solver))
+            moved.append(out)
+        if not asked:
+            return torch.stack(moved)
+        points = torch.cat([question.x for question in asked])
+        times = torch.cat([question.t.expand(len(question.x)) for question in asked])
+        x0, eps = (part.reshape(xs.shape) for part in predict(points, times))
+        for answers, *answer in zip(known, x0, eps, strict=True):
+            answers.append(Prediction(*answer))
+
+
+def _answering(answers: list[Prediction]) -> Callable[[Predict], Predict]:
+    """``predict`` that knows its first answers, and stops the step at the next question."""
+
+    def wrap(predict: Predict) -> Predict:
+        left = iter(answers)
+
+        def call(x: Tensor, t: Tensor) -> Prediction:
+            answer = next(left, None)
+            if answer is None:
+                raise _Asks(x, t)
+            return answer
+
+        return call
+
+    return wrap
+
+
+def _silent(a: Tensor, b: Tensor) -> Tensor:
+    raise AssertionError("a deterministic method draws no noise")

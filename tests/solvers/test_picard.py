@@ -1,0 +1,80 @@
+"""Parallel in time is the sequential solve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from solvers import DDIM, SOLVERS, Ancestral, BrownianMotion, DiffusionProblem, Heun, Prediction, integrate, picard
+from solvers.certify import starts, uneven
+from solvers.grids import logsnr
+from solvers.runge_kutta import RK4, Euler
+
+Problems = dict[str, DiffusionProblem]
+ONE_STEP = [
+    DDIM(),
+    Heun(),
+    RK4(),
+    Ancestral(),
+    DDIM(eta=0.5),
+    SOLVERS["dpm_3s"],
+    SOLVERS["euler_maruyama"],
+    SOLVERS["edm_heun"],
+]
+
+
+@pytest.mark.parametrize("solver", ONE_STEP, ids=repr)
+@pytest.mark.parametrize("window", [None, 7, 1])
+def test_the_result_is_the_sequential_one(solver: Any, window: int | None, path: Any, problems: Problems) -> None:
+    problem = next(problem for problem in problems.values() if problem.path is path)
+    x, ts = starts(problem, 3), uneven(path, 30)
+    noise = BrownianMotion(x, 2) if solver.stochastic else None
+    one = integrate(solver, problem, x, ts, noise=noise)
+    for tol in (1e-3, 1e-9):
+        done = picard(solver, problem, x, ts, tol=tol, window=window, noise=noise)
+        assert float((done.trajectory.x - one.x).abs().max()) < 30 * tol
+        assert done.trajectory.nfe == done.sweeps * solver.nfe_per_step
+        assert done.sweeps <= 30
+        assert len(done.residuals) == done.sweeps
+        assert all(int(spent) >= one.nfe for spent in done.trajectory.spent)
+
+
+def test_as_many_sweeps_as_steps_are_exact_and_fewer_are_enough(problems: Problems) -> None:
+    problem = problems["vp"]
+    x, ts = starts(problem, 4), logsnr(problem.path, 100)
+    one = integrate(DDIM(), problem, x, ts).x
+    loose, tight = (picard(DDIM(), problem, x, ts, tol=tol) for tol in (1e-2, 1e-8))
+    assert loose.sweeps < tight.sweeps < 50
+    assert float((tight.trajectory.x - one).abs().max()) < 1e-6
+    exact = picard(DDIM(), problem, x, ts, tol=1e-300)
+    assert exact.sweeps <= 100
+    assert float((exact.trajectory.x - one).abs().max()) < 1e-12
+
+
+def test_a_window_bounds_the_batch(problems: Problems) -> None:
+    problem, seen = problems["flow"], set[int]()
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        seen.add(len(x))
+        assert t.shape == (len(x),)
+        return problem.predict(x, t)
+
+    x = starts(problem, 3).float()
+    done = picard(Euler(), DiffusionProblem(problem.path, predict), x, logsnr(problem.path, 20), tol=1e-4, window=5)
+    assert max(seen) == 15
+    assert done.trajectory.x.dtype == torch.float32
+
+
+def test_who_cannot_be_run_so_is_told(problems: Problems) -> None:
+    problem = problems["vp"]
+    x, ts = starts(problem, 2), logsnr(problem.path, 5)
+    for name in ("dpmpp_2m", "dopri54", "ab_2"):
+        with pytest.raises(ValueError, match="one-step methods with fixed steps"):
+            picard(SOLVERS[name], problem, x, ts)
+    with pytest.raises(ValueError, match="draws noise"):
+        picard(Ancestral(), problem, x, ts)
+    with pytest.raises(ValueError, match="tol is positive"):
+        picard(DDIM(), problem, x, ts, tol=0.0)
