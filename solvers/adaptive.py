@@ -14,9 +14,9 @@ which keeps sizes from swinging; after a rejection h <- 0.9 h E^(-1 / k).
 
 Libraries measure E over the batch, so that a sample is another one in other company. Here a batch is integrated
 together and decided apart: time, step, error and acceptance are those of each sample, x and t are replaced where a step
-was accepted and kept where it was not, and who has arrived leaves the batch. Every operation works element by element,
-and the one sum, that of E, in an order that is fixed (:func:`rms`): with a predictor that does the same, a sample alone
-and in company has the same bits.
+was accepted and kept where it was not, and who has arrived waits (in its row: a predictor may have conditions by row).
+Every operation works element by element, and the one sum, that of E, in an order that is fixed (:func:`rms`): with a
+predictor that does the same, a sample alone and in company has the same bits.
 
 What a step of the tableaux has seen last is what the next sees first (FSAL), and nobody looks again at a place after a
 rejection. The state, the times and the decisions stay on the device of the state; the host asks them once in ``look``
@@ -99,19 +99,14 @@ class Attempt(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """The samples that have not arrived; every part has one row for each."""
+    """Where the samples are; every part has one row for each."""
 
-    who: Tensor  # place in the batch
     x: Tensor
     t: Tensor
     size: Tensor
     before: Tensor  # E of the last accepted step
     calm: Tensor  # whether the last step was accepted
     first: tuple[Tensor, ...]
-
-    def only(self, some: Tensor) -> _Running:
-        who, x, t, size, before, calm = (part[some] for part in self[:6])
-        return _Running(who, x, t, size, before, calm, tuple(part[some] for part in self.first))
 
 
 T = TypeVar("T", bound="Adaptive")
@@ -127,7 +122,7 @@ class Adaptive(Solver[Ledger]):
         rtol: relative tolerance.
         atol: absolute tolerance.
         tries: how many steps are tried in one interval of the grid before it is given up.
-        look: on an accelerator, how many tries are made between two looks at who has arrived; who has is carried along.
+        look: on an accelerator, how many tries are made between two looks at whether all have arrived.
 
     Attributes:
         exponent: k, the order in h of the error of one step.
@@ -184,9 +179,9 @@ class Adaptive(Solver[Ledger]):
         grown = torch.where(calm, grown, grown.clamp(max=1.0))  # no growth right after a rejection
         return torch.where(accepted, grown, 0.9 * error.clamp(min=1.0) ** (-1 / k)).clamp(0.2, 5.0)
 
-    def increments(self, noise: Noise, like: Tensor) -> Callable[[Tensor, int], Increments]:
-        """What the samples ``who`` see of the noise in their ``number``-th try, as a function of those two."""
-        return lambda who, number: _silent
+    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
+        """What the samples see of the noise in their ``number``-th try, as a function of that."""
+        return lambda number: _silent
 
     def _every(self, x: Tensor) -> int:
         """After how many tries the host looks; where it does not have to wait for an answer, after each."""
@@ -211,17 +206,17 @@ class Adaptive(Solver[Ledger]):
             size = torch.full_like(begin.expand(len(x)), longest * min(self.rtol, 1.0) ** (1 / self.exponent))
         look = self._every(x)
 
-        out, sizes, evaluations = x.clone(), size.clone(), state.evaluations + 1
+        evaluations = state.evaluations + 1
         seen = self.increments(noise, x)
         start, ones = begin.repeat(len(x)), torch.ones_like(size)
-        run = _Running(torch.arange(len(x), device=x.device), x, start, size, ones, ones > 0, ())
+        run = _Running(x, start, size, ones, ones > 0, ())
         run = run._replace(first=self.first(problem, x, start))
 
         for number in range(1, self.tries + 1):
             left = (end - run.t).abs()
             last, going = run.size >= left, left > 0
             target = torch.where(last, end, run.t + way * run.size)
-            tried = self.attempt(problem, run.x, run.t, target, run.first, seen(run.who, number))
+            tried = self.attempt(problem, run.x, run.t, target, run.first, seen(number))
             error = rms(tried.error / self.scale(run.x, tried.x)).to(run.t).nan_to_num(nan=torch.inf)
 
             used = (target - run.t).abs()
@@ -230,7 +225,7 @@ class Adaptive(Solver[Ledger]):
             lost = going & tiny & error.isinf()
             longer = used * self.factor(error, run.before, accepted, run.calm)
             longer = torch.where(accepted & last, torch.maximum(longer, run.size), longer).clamp(shortest, longest)
-            evaluations = evaluations.index_add(0, run.who, self.stages * going.long())
+            evaluations = evaluations + self.stages * going
             run = run._replace(
                 x=_chosen(accepted, (tried.x,), (run.x,))[0],
                 t=torch.where(lost, end, torch.where(accepted, target, run.t)),
@@ -242,23 +237,16 @@ class Adaptive(Solver[Ledger]):
 
             moved = True
             if number % look == 0:
-                arrived = run.t == end
-                if bool(arrived.any()):
-                    gone = run.who[arrived]
-                    out[gone], sizes[gone] = run.x[arrived], run.size[arrived]
-                    stay = ~arrived
-                    accepted = accepted[stay]
-                    run = run.only(stay)
-                    if not len(run.who):
-                        return out, Ledger(sizes, evaluations)
+                if not bool((run.t != end).any()):
+                    return run.x, Ledger(run.size, evaluations)
                 moved = bool(accepted.any())
             if tried.first is None and moved:  # who was refused has its first evaluation still
                 run = run._replace(first=_chosen(accepted, self.first(problem, run.x, run.t), run.first))
-                evaluations = evaluations.index_add(0, run.who, (accepted & (run.t != end)).long())
-        worst = int(run.who[0])
+                evaluations = evaluations + (accepted & (run.t != end))
+        worst = int((run.t != end).int().argmax())
         raise ValueError(
             f"{self}: no end after {self.tries} tries between t = {float(t):.6g} and {float(s):.6g}: "
-            f"sample {worst} is at t = {float(run.t[0]):.6g}; is it stiff?"
+            f"sample {worst} is at t = {float(run.t[worst]):.6g}; is it stiff?"
         )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,13 +37,12 @@ class _Each:
                 for i, sample in enumerate(noise.draw.samples)
             ]
 
-    def of(self, who: Tensor, place: int) -> Increments:
-        """Increments for the samples ``who`` over their intervals; ``place`` as in :func:`solvers.noise.elsewhere`."""
-        numbers: list[int] = cast("Any", who).tolist()
+    def of(self, place: int) -> Increments:
+        """Increments for the samples over their intervals; ``place`` as in :func:`solvers.noise.elsewhere`."""
 
         def increments(a: Tensor, b: Tensor) -> Tensor:
             rows: list[Tensor] = []
-            for i, left, right in zip(numbers, a.cpu().unbind(), b.cpu().unbind(), strict=True):
+            for i, (left, right) in enumerate(zip(a.cpu().unbind(), b.cpu().unbind(), strict=True)):
                 if left == right:
                     rows.append(torch.zeros_like(self.like[i]))
                 else:
@@ -88,9 +86,9 @@ class AdaptiveHeun(Adaptive):
         if not self.eta > 0:
             raise ValueError(f"eta is positive (use an ODE solver without noise), got {self.eta}")
 
-    def increments(self, noise: Noise, like: Tensor) -> Callable[[Tensor, int], Increments]:
+    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
         each = _Each(noise, like)
-        return lambda who, number: each.of(who, 0)  # the one path, whatever was refused
+        return lambda number: each.of(0)  # the one path, whatever was refused
 
     def first(self, problem: DiffusionProblem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         return (problem.predict(x, t).eps,)
@@ -139,5 +137,5 @@ class GottaGoFast(AdaptiveHeun):
     def factor(self, error: Tensor, before: Tensor, accepted: Tensor, calm: Tensor) -> Tensor:
         return 0.9 * error.clamp(min=1e-8) ** -0.9
 
-    def increments(self, noise: Noise, like: Tensor) -> Callable[[Tensor, int], Increments]:
+    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
         return _Each(noise, like).of  # every try looks at another place

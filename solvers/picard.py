@@ -72,7 +72,8 @@ def picard(
 
     Args:
         solver: a one-step method with fixed steps.
-        problem: what it solves; ``predict`` is asked with up to window x B states and as many times.
+        problem: what it solves; ``predict`` is asked with up to window x B states, those of a step
+            together, and as many times; conditions of samples have to be repeated by it.
         x: state at ``ts[0]``, (B, *event).
         ts: grid (N + 1,), strictly monotone within the problem's range.
         tol: largest change of a state that counts as settled, > 0.

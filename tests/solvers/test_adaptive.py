@@ -147,6 +147,18 @@ def test_who_has_arrived_is_carried_along_and_not_changed(paths: dict[str, Any])
         assert seldom.nfe >= often.nfe
 
 
+def test_every_sample_keeps_its_row(problems: Problems) -> None:
+    """A predictor may know something of each row, a label for example."""
+    problem, x = problems["vp"], starts(problems["vp"], 6) * torch.linspace(0.1, 3, 6, dtype=torch.float64)[:, None]
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        assert x.shape == (6, 2)
+        return problem.predict(x, t)
+
+    done = integrate(DPMSolver23(1e-4, 1e-4), DiffusionProblem(problem.path, predict), x, ends(problem))
+    assert len(set(done.spent.tolist())) > 1
+
+
 def test_encoding_comes_back(problems: Problems) -> None:
     for problem in problems.values():
         x = starts(problem, 3)
