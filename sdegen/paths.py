@@ -41,7 +41,6 @@ arXiv:2011.13456; Kingma et al. 2021, arXiv:2107.00630, section 2 and appendix A
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -49,7 +48,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from sdegen.schedules import (
     Cosine,
@@ -62,6 +60,7 @@ from sdegen.schedules import (
     Table,
     require,
 )
+from solvers.curves import Chord, Circle, Curve, Ray
 from solvers.problem import expand
 
 __all__ = [
@@ -99,64 +98,6 @@ def _as_tensor(t: Time) -> Tensor:
 
 
 # --- The curve: where -------------------------------------------------------------------------------------------------
-
-
-class Curve(ABC):
-    """A curve in the (alpha, sigma) plane that meets every signal-to-noise ratio once, parametrised by logsnr."""
-
-    @abstractmethod
-    def log_alpha(self, logsnr: Tensor) -> Tensor:
-        """Log of the signal scale."""
-
-    @abstractmethod
-    def log_sigma(self, logsnr: Tensor) -> Tensor:
-        """Log of the noise scale, log_alpha - logsnr / 2, in a form that keeps its digits where sigma is near 1."""
-
-    @abstractmethod
-    def slope(self, logsnr: Tensor) -> Tensor:
-        """d log alpha / d logsnr, between 0 (VE) and 1/2."""
-
-
-@dataclass(frozen=True)
-class Circle(Curve):
-    """Variance preserving: alpha^2 + sigma^2 = 1, slope sigma^2 / 2."""
-
-    def log_alpha(self, logsnr: Tensor) -> Tensor:
-        return logsigmoid(logsnr) / 2
-
-    def log_sigma(self, logsnr: Tensor) -> Tensor:
-        return logsigmoid(-logsnr) / 2
-
-    def slope(self, logsnr: Tensor) -> Tensor:
-        return torch.sigmoid(-logsnr) / 2
-
-
-@dataclass(frozen=True)
-class Chord(Curve):
-    """Straight-line interpolation: alpha + sigma = 1, slope sigma / 2."""
-
-    def log_alpha(self, logsnr: Tensor) -> Tensor:
-        return logsigmoid(logsnr / 2)
-
-    def log_sigma(self, logsnr: Tensor) -> Tensor:
-        return logsigmoid(-logsnr / 2)
-
-    def slope(self, logsnr: Tensor) -> Tensor:
-        return torch.sigmoid(-logsnr / 2) / 2
-
-
-@dataclass(frozen=True)
-class Ray(Curve):
-    """Variance exploding: alpha = 1, slope 0."""
-
-    def log_alpha(self, logsnr: Tensor) -> Tensor:
-        return torch.zeros_like(logsnr)
-
-    def log_sigma(self, logsnr: Tensor) -> Tensor:
-        return -logsnr / 2
-
-    def slope(self, logsnr: Tensor) -> Tensor:
-        return torch.zeros_like(logsnr)
 
 
 @dataclass(frozen=True)

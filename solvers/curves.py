@@ -47,59 +47,72 @@ __all__ = [
 ]
 
 
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + exp(-x))), accurate at both ends."""
+    return -torch.logaddexp(torch.zeros_like(x), -x)
+
+
 class Curve(ABC):
     """A curve in the (alpha, sigma) plane that meets every signal-to-noise ratio once, parametrised by logsnr."""
 
     @abstractmethod
-    def alpha(self, logsnr: Tensor) -> Tensor:
-        """Signal scale."""
+    def log_alpha(self, logsnr: Tensor) -> Tensor:
+        """Log of the signal scale."""
 
     @abstractmethod
-    def sigma(self, logsnr: Tensor) -> Tensor:
-        """Noise scale, alpha exp(-logsnr / 2), in a form that keeps its digits where sigma is near 1."""
+    def log_sigma(self, logsnr: Tensor) -> Tensor:
+        """Log of the noise scale, log_alpha - logsnr / 2, in a form that keeps its digits where sigma is near 1."""
 
     @abstractmethod
     def slope(self, logsnr: Tensor) -> Tensor:
         """d log alpha / d logsnr, between 0 (ray) and 1/2 (tangent)."""
 
+    def alpha(self, logsnr: Tensor) -> Tensor:
+        """Signal scale."""
+        return torch.exp(self.log_alpha(logsnr))
+
+    def sigma(self, logsnr: Tensor) -> Tensor:
+        """Noise scale."""
+        return torch.exp(self.log_sigma(logsnr))
+
 
 @dataclass(frozen=True)
 class Circle(Curve):
-    """Variance preserving: alpha^2 + sigma^2 = 1."""
+    """Variance preserving: alpha^2 + sigma^2 = 1, slope sigma^2 / 2."""
 
-    def alpha(self, logsnr: Tensor) -> Tensor:
-        return logsnr.sigmoid().sqrt()
+    def log_alpha(self, logsnr: Tensor) -> Tensor:
+        return log_sigmoid(logsnr) / 2
 
-    def sigma(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr).sigmoid().sqrt()
+    def log_sigma(self, logsnr: Tensor) -> Tensor:
+        return log_sigmoid(-logsnr) / 2
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr).sigmoid() / 2
+        return torch.sigmoid(-logsnr) / 2
 
 
 @dataclass(frozen=True)
 class Chord(Curve):
-    """Straight line between data and noise: alpha + sigma = 1."""
+    """Straight line between data and noise: alpha + sigma = 1, slope sigma / 2."""
 
-    def alpha(self, logsnr: Tensor) -> Tensor:
-        return (logsnr / 2).sigmoid()
+    def log_alpha(self, logsnr: Tensor) -> Tensor:
+        return log_sigmoid(logsnr / 2)
 
-    def sigma(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr / 2).sigmoid()
+    def log_sigma(self, logsnr: Tensor) -> Tensor:
+        return log_sigmoid(-logsnr / 2)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr / 2).sigmoid() / 2
+        return torch.sigmoid(-logsnr / 2) / 2
 
 
 @dataclass(frozen=True)
 class Ray(Curve):
-    """Variance exploding: alpha = 1."""
+    """Variance exploding: alpha = 1, slope 0."""
 
-    def alpha(self, logsnr: Tensor) -> Tensor:
-        return torch.ones_like(logsnr)
+    def log_alpha(self, logsnr: Tensor) -> Tensor:
+        return torch.zeros_like(logsnr)
 
-    def sigma(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr / 2).exp()
+    def log_sigma(self, logsnr: Tensor) -> Tensor:
+        return -logsnr / 2
 
     def slope(self, logsnr: Tensor) -> Tensor:
         return torch.zeros_like(logsnr)
@@ -107,13 +120,13 @@ class Ray(Curve):
 
 @dataclass(frozen=True)
 class Tangent(Curve):
-    """Noise of unit scale: sigma = 1, the state x / sigma."""
+    """Noise of unit scale: sigma = 1, the state x / sigma, slope 1/2."""
 
-    def alpha(self, logsnr: Tensor) -> Tensor:
-        return (logsnr / 2).exp()
+    def log_alpha(self, logsnr: Tensor) -> Tensor:
+        return logsnr / 2
 
-    def sigma(self, logsnr: Tensor) -> Tensor:
-        return torch.ones_like(logsnr)
+    def log_sigma(self, logsnr: Tensor) -> Tensor:
+        return torch.zeros_like(logsnr)
 
     def slope(self, logsnr: Tensor) -> Tensor:
         return torch.full_like(logsnr, 0.5)
