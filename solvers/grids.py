@@ -9,6 +9,7 @@ the solver. Nearly every grid in use spaces them equally in some function of the
     logsnr            logsnr         what exponential integrators are exact in; polyexponential bends it
     (sigma/alpha)^(1/rho)  karras    between logsnr (rho large) and uniform in sigma / alpha (rho = 1)
     sigma/(alpha+sigma)    flow      the time of straight lines; shift moves it towards the noise
+    its square root   sqrt_flow      dense near the data, sparse at the noise: what measurements favour
     quantiles         beta           of a beta distribution of t: dense at both ends
 
 ``leading``, ``linspace`` and ``trailing`` pick whole-numbered levels of a discrete model, and :func:`through` carries a
@@ -45,9 +46,11 @@ __all__ = [
     "power",
     "quadratic",
     "shift",
+    "sqrt_flow",
     "through",
     "trailing",
     "uniform",
+    "vp_quadratic",
 ]
 
 Grid = Callable[[Path, int], Tensor]
@@ -151,6 +154,27 @@ def shift(path: Path, n: int, s: float = 3.0) -> Tensor:
     return _pinned(path, path.time(-2 * (u.logit() + np.log(s))))
 
 
+def sqrt_flow(path: Path, n: int) -> Tensor:
+    """Equal steps in sqrt(sigma / (alpha + sigma)), the square root of flow time.
+
+    The quadratic grid of straight lines, on whatever path: near the data steps grow as sqrt(sigma / alpha), near the
+    noise as alpha / sigma. Of the grids here the most accurate for nearly every method of order 1 to 3 that
+    extrapolates x0 or the velocity (``benchmarks/solvers.py``), and their default.
+    """
+    root = _spread((-0.5 * path.logsnr(_ends(path))).sigmoid().sqrt(), n)
+    return _pinned(path, path.time(-2 * root.square().logit()))
+
+
+def vp_quadratic(path: Path, n: int) -> Tensor:
+    """Equal steps in log(1 + sigma^2 / alpha^2)^(1/4), which is sqrt(t) on the VP path of linear beta if beta_min = 0.
+
+    DDIM's quadratic grid of that path on every other one: on the noise side it keeps more nodes than
+    :func:`sqrt_flow`, which methods that integrate eps or a velocity by Runge-Kutta need. Their default.
+    """
+    root = _spread(torch.nn.functional.softplus(-path.logsnr(_ends(path))) ** 0.25, n)
+    return _pinned(path, path.time(-torch.expm1(root**4).log()))
+
+
 def beta(path: Path, n: int, a: float = 0.6, b: float = 0.6) -> Tensor:
     """Quantiles of a beta distribution of *times*, as in the paper (some code bases take those of noise levels).
 
@@ -241,6 +265,8 @@ GRIDS: dict[str, Grid] = {
     "karras": karras,
     "flow": flow,
     "shift": shift,
+    "sqrt_flow": sqrt_flow,
+    "vp_quadratic": vp_quadratic,
     "beta": beta,
     "leading": leading,
     "linspace": linspace,

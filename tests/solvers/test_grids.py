@@ -23,9 +23,11 @@ from solvers.grids import (
     power,
     quadratic,
     shift,
+    sqrt_flow,
     through,
     trailing,
     uniform,
+    vp_quadratic,
 )
 
 
@@ -60,6 +62,8 @@ def test_what_is_equally_spaced_in_what(path) -> None:
     assert equal(path.logsnr(logsnr(path, 20)))
     assert equal((-path.logsnr(karras(path, 20, rho=5.0)) / 10).exp())
     assert equal((-path.logsnr(flow(path, 20)) / 2).sigmoid())
+    assert equal((-path.logsnr(sqrt_flow(path, 20)) / 2).sigmoid().sqrt())
+    assert equal((-path.logsnr(vp_quadratic(path, 20))).exp().log1p() ** 0.25)
     ts = polyexponential(path, 20, rho=3.0)
     clean = path.logsnr(ts[-1])
     assert equal((clean - path.logsnr(ts)).clamp(min=0) ** (1 / 3))
