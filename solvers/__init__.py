@@ -269,7 +269,7 @@ SOLVERS: dict[str, Solver[Any]] = {
     "deis_tab3": Warmup(DPMSolver3S(), DEIStAB(3), steps=2),
     "deis_rhoab1": DEISrhoAB(1),
     "ab_2": AdamsBashforth(2),
-    "lms_4": OnPath(Warmup(RK4(), AdamsBashforth(4), steps=2), EDM, grid="karras"),
+    "lms_4": OnPath(Warmup(RK4(), AdamsBashforth(4), steps=2), EDM),
     "vab_2": OnPath(AdamsBashforth(2), FLOW),
     "vab_3": OnPath(Warmup(RK4(), AdamsBashforth(3), steps=2), FLOW),
     "vab_4": OnPath(Warmup(RK4(), AdamsBashforth(4), steps=2), FLOW),

@@ -95,7 +95,7 @@ class DDIM(Solver[None]):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        self.declare(stochastic=self.eta > 0)
+        self.declare(stochastic=self.eta > 0, grid="logsnr" if self.eta > 0 else "sqrt_flow")
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise

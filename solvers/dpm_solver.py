@@ -64,6 +64,7 @@ class DPMSolver1(Solver[None]):
     form: ClassVar[str] = "eps"
     order = 1
     nfe_per_step = 1
+    grid = "sqrt_flow"
     reference = f"{_PAPER}, eq. 3.7"
 
     def step(
@@ -96,6 +97,7 @@ class DPMSolver2S(Solver[None]):
     form: ClassVar[str] = "eps"
     order = 2
     nfe_per_step = 2
+    grid = "vp_quadratic"
     reference = f"{_PAPER}, algorithm 1"
 
     def __post_init__(self) -> None:
@@ -142,6 +144,7 @@ class DPMSolver3S(Solver[None]):
 
     form: ClassVar[str] = "eps"
     nfe_per_step = 3
+    grid = "vp_quadratic"
     reference = f"{_PAPER}, algorithm 2"
 
     def __post_init__(self) -> None:

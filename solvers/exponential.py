@@ -300,6 +300,7 @@ class ExponentialMultistep(Solver[Memory]):
     memory: int
     form: str
     nfe_per_step = 1
+    grid = "sqrt_flow"
 
     def moments(self, h: Tensor, count: int) -> Tensor:
         """Moments (*h.shape, count) of a step that interpolates through ``count`` predictions; exact here."""
@@ -375,6 +376,8 @@ class ExponentialAdams(ExponentialMultistep):
     def __post_init__(self) -> None:
         check(self.p, self.form)
         self.declare(order=self.p, memory=self.p)
+        if self.form == "x0" and self.p > 3:  # extrapolates too far where steps grow fast
+            self.declare(grid="logsnr")
 
 
 def check(p: int, form: str) -> None:

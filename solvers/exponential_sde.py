@@ -141,6 +141,7 @@ class StochasticMultistep(ExponentialMultistep):
     """
 
     eta: float
+    grid = "logsnr"
 
     def declare(self, **facts: Any) -> None:
         """With noise, no order is higher than 2."""

@@ -38,7 +38,8 @@ class Solver(ABC, Generic[S]):
         strong_order: declared order on one Brownian path, where ``stochastic``.
         linear: whether a step of it is linear in state, predictions and noises.
         reference: author, year, identifier.
-        grid: name of the grid that ``solve`` takes when none is given.
+        grid: name of the grid that ``solve`` takes when none is given, by what was measured for the family on several
+            paths (``docs/benchmarks.md``).
     """
 
     order: int
@@ -151,6 +152,7 @@ class Trajectory:
         xs: states at every node (N + 1, B, *event) with ``save="all"``, else None.
         end: "stop" (``x`` is the state at ``ts[-1]``) or "denoise" (``x`` is the data predicted from it).
         spent: evaluations that each sample needed (B,), where samples have steps of their own; else None: all of them.
+        grid: which grid that was, a name in ``GRIDS`` or that of a function; None where ``ts`` was given.
     """
 
     x: Tensor
@@ -161,10 +163,12 @@ class Trajectory:
     xs: Tensor | None = None
     end: str = "stop"
     spent: Tensor | None = None
+    grid: str | None = None
 
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed}"
-        return f"Trajectory({self.solver}, {len(self.ts) - 1} steps, nfe={self.nfe}, x={tuple(self.x.shape)}{seed})"
+        steps = f"{len(self.ts) - 1} steps" + (f" of {self.grid}" if self.grid else "")
+        return f"Trajectory({self.solver}, {steps}, nfe={self.nfe}, x={tuple(self.x.shape)}{seed})"
 
 
 def _silent(a: Tensor, b: Tensor) -> Tensor:

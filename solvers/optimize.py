@@ -41,7 +41,7 @@ from solvers.solve import find, resolve, steps_within
 
 __all__ = ["PRESETS", "OptimizedGrid", "optimize_grid"]
 
-PRESETS = ("uniform", "quadratic", "logsnr", "karras", "flow", "shift", "beta")
+PRESETS = ("uniform", "quadratic", "logsnr", "karras", "flow", "sqrt_flow", "vp_quadratic", "beta")
 """Names in ``GRIDS`` that an optimised grid has to beat."""
 
 DIFFERENCE = 1e-3  # of theta, that is in the logarithm of a step: small against 1, large against rounding in float32

@@ -51,6 +51,7 @@ class RungeKutta(Solver[None]):
     """An explicit Runge-Kutta method; subclasses say their tableau and its order."""
 
     tableau: ClassVar[Tableau]
+    grid = "vp_quadratic"
 
     def __init_subclass__(cls) -> None:
         cls.nfe_per_step = len(cls.tableau.b)

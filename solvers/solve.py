@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -125,12 +126,13 @@ def solve(
         callback: ``callback(i, t, x)`` after every step.
 
     Returns:
-        A :class:`Trajectory`: final state, grid, counted calls, seed.
+        A :class:`Trajectory`: final state, grid and its name, counted calls, seed.
 
     Raises:
         ValueError: an unknown name, an impossible budget, a bad grid.
     """
     method = resolve(solver)
+    named: str | None = None
     if sum(budget is not None for budget in (steps, nfe, ts, tol)) != 1:
         raise ValueError("give exactly one of steps, nfe, ts and tol")
     if tol is not None:
@@ -142,10 +144,14 @@ def solve(
     if ts is None:
         if steps is None or steps < 1:
             raise ValueError(f"the number of steps is at least 1, got {steps}")
-        make = _grid(grid or (method.grid if isinstance(problem, DiffusionProblem) else "uniform"))
+        grid = grid or (method.grid if isinstance(problem, DiffusionProblem) else "uniform")
+        if tol is None:  # else there is nothing but the ends
+            named = grid if isinstance(grid, str) else getattr(grid, "__name__", type(grid).__name__)
+        make = _grid(grid)
         # An ODE has a range and no schedule: the grids in t need nothing else.
         ts = make(problem.path if isinstance(problem, DiffusionProblem) else cast("Path", problem), steps)
         ts = ts.flip(0) if encode else ts
     if noise is None and method.stochastic:
         noise = BrownianMotion(x, fresh_seed() if seed is None else seed, samples=range(first, first + len(x)))
-    return integrate(method, problem, x, ts, noise=noise, save=save, end=end, callback=callback)
+    done = integrate(method, problem, x, ts, noise=noise, save=save, end=end, callback=callback)
+    return replace(done, grid=named)

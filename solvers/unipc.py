@@ -178,6 +178,8 @@ class UniC(Solver[Corrected]):
     form: str = "x0"
     variant: str = "bh2"
 
+    grid = "sqrt_flow"
+
     def __post_init__(self) -> None:
         if self.predictor.stochastic or self.predictor.nfe_per_step == 0:
             raise ValueError(f"UniC corrects methods with fixed steps and without noise, not {self.predictor}")

@@ -125,7 +125,7 @@ def test_a_trajectory_holds_what_happened(problem, x: Tensor) -> None:
     assert [i for i, _, _ in seen] == [0, 1, 2, 3, 4]
     assert [t for _, t, _ in seen] == done.ts[1:].tolist()
     assert torch.equal(seen[2][2], done.xs[3])
-    assert "5 steps, nfe=5" in repr(done)
+    assert "5 steps of logsnr, nfe=5" in repr(done)
     assert "seed=9" in repr(done)
 
 
@@ -238,7 +238,7 @@ def with_nan(out: Prediction) -> Prediction:
 
 @pytest.mark.parametrize("name", ["ddim", "ancestral", "dpmpp_2m"])
 def test_nan_is_traced_to_solver_step_time_and_sample(name: str, problem, x: Tensor) -> None:
-    t = float(GRIDS["logsnr"](problem.path, 8)[3])
+    t = float(GRIDS[resolve(name).grid](problem.path, 8)[3])
     with pytest.raises(FloatingPointError) as error:
         solve(broken_at(problem, 4, with_nan), x, solver=name, steps=8, seed=0)
     message = str(error.value)
@@ -303,3 +303,16 @@ def test_a_step_costs_little_more_than_its_arithmetic(vp) -> None:
 
     ratio = timed(lambda: integrate(DDIM(), problem, x, ts)) / timed(by_hand)
     assert ratio < 2.5, ratio
+
+
+def test_a_trajectory_says_which_grid_was_walked(problem) -> None:
+    """The solver's own where none was asked for, and no name where nodes were given."""
+    x = prior(problem.path, (2, 2), seed=0)
+    chosen = solve(problem, x, solver="dpmpp_2m", steps=4)
+    assert chosen.grid == resolve("dpmpp_2m").grid == "sqrt_flow"
+    assert torch.equal(chosen.ts, GRIDS["sqrt_flow"](problem.path, 4))
+    assert "4 steps of sqrt_flow" in repr(chosen)
+    assert solve(problem, x, solver="dpmpp_2m", steps=4, grid="karras").grid == "karras"
+    assert solve(problem, x, solver="dpmpp_2m", steps=4, grid=GRIDS["flow"]).grid == "flow"
+    assert solve(problem, x, solver="dpmpp_2m", ts=chosen.ts).grid is None
+    assert solve(problem, x, solver="dopri5", tol=1e-2).grid is None
