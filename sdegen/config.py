@@ -84,7 +84,7 @@ class RunConfig:
     train: TrainConfig
     seed: int = 0
     device: str = "cpu"
-    threads: int = 2
+    threads: int = 1
 
     @classmethod
     def from_toml(cls, text: str, origin: Path | str = "the configuration") -> RunConfig:
@@ -293,7 +293,7 @@ def _add_settings(parser: Parser, names: Mapping[str, str]) -> list[str]:
     group = parser.add_argument_group("what every run has")
     group.add_argument("--seed", type=NonNegativeInt, default=0, help="of initial weights, batches, noise and dropout")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on")
-    group.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads; small networks are slower on many")
+    group.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads; small networks are slower on many")
     for section, name in names.items():
         group = parser.add_argument_group(f"{section} {name}")
         help = f"{', '.join(_known(section))}{', or a file .h5, .npz, .npy' if section == 'data' else ''}"

@@ -75,7 +75,7 @@ class Demo:
     reference: int = 200
     comparison: Comparison = field(default_factory=lambda: Comparison(solvers=SOLVERS))
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
     @classmethod
     def fast(cls) -> Demo:
@@ -111,7 +111,7 @@ def run(
     *,
     seconds: float | None = None,
     seed: int = 0,
-    threads: int = 2,
+    threads: int = 1,
     fast: bool = False,
 ) -> Path:
     """Do the whole job and write the page.

@@ -23,7 +23,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--out", default="runs/demo", help="run folder; a demo that is there is replaced")
     parser.add_argument("--seconds", type=PositiveFloat, help="training of the diffusion network")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of everything")
-    parser.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     parser.add_argument("--fast", action="store_true", help="a few seconds in all")
     chosen = parser.read(words)
     out = Path(chosen.out)

@@ -50,7 +50,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of all noise")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     chosen = parser.read(words)
     run = Run.open(chosen.run)
     data, model = run.load(device=chosen.device)

@@ -48,7 +48,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--out", metavar="FILE", help=".npz or .png (default: both, in the run folder)")
     parser.add_argument("--batch", type=PositiveInt, default=512, help="samples at a time; it changes no sample")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--threads", type=PositiveInt, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     chosen = parser.read(words)
     out = None if chosen.out is None else Path(chosen.out)
     if out is not None and (out.suffix not in (".npz", ".png") or not out.parent.is_dir()):

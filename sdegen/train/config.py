@@ -35,7 +35,8 @@ class TrainConfig:
         drop_labels: share of examples that are shown without their label.
         precision: of the network in training: ``float32``, ``bfloat16`` (autocast), or ``auto`` for bfloat16 where the
             processor computes it natively.
-        threads: CPU threads, at most the cores that this process may use. Small networks are slower on many.
+        threads: CPU threads, at most the cores that this process may use. One is safe: two share a small network's
+            work badly, and where anything else runs on the machine each step waits for the slower of them.
         seed: of batches, noise and dropout. Step n draws the same whether or not the run was interrupted.
         eval_every: steps between evaluations of the held-out bound, 0 for the end only.
         eval_size: held-out examples used for it during training.
@@ -56,7 +57,7 @@ class TrainConfig:
     conditional: bool = False
     drop_labels: float = 0.1
     precision: str = "auto"
-    threads: int = 2
+    threads: int = 1
     seed: int = 0
     eval_every: int = 200
     eval_size: int = 1024
