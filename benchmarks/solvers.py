@@ -1,0 +1,407 @@
+"""How close to the exact solution a budget gets: every deterministic solver of ours, and others', in one run.
+
+The data are mixtures of Gaussians in 2, 16 and 64 dimensions on the VP path, so the prediction is exact and so is, to
+1e-12, the solution of the probability-flow ODE. Everybody starts from the same noises in float64, goes from t_max to
+t_min, and is charged for every call of the predictor; the error of a sample is its root mean square distance from the
+exact end. Root mean squares over samples and medians are both shown: at five calls the former is that of the few
+samples that end in another mode.
+
+    python -m benchmarks.solvers                 # three minutes of one core
+    python -m benchmarks.solvers --quick         # not in 64 dimensions, up to 20 calls
+    python -m benchmarks.solvers --check         # exit code 1 unless the goals are met
+
+The peers play at home: k-diffusion's functions and azula's samplers are given all the grids that ours are given (with
+azula's samplers on our path), and diffusers' schedulers, driven at their exact noise levels, a table of betas that
+begins and ends where the path does and every spacing of noise levels they offer. Their last step, to the data itself,
+is left out and not charged for. Optimised grids are fitted and chosen on some noises and measured on others, against
+the preset and the solver that are best on those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import math
+import sys
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.overhead import _sampling as k_diffusion_sampling
+from sdegen.oracles import oracle
+from sdegen.paths import VP
+from solvers import GRIDS, SOLVERS, DiffusionProblem, OptimizedGrid, Prediction, integrate, optimize_grid, prior
+from solvers.certify import exact
+from solvers.solve import steps_within
+
+BUDGETS = (5, 10, 20, 50, 100)
+CASES = {"mixture2d": 64, "mixture16": 32, "mixture64": 16}
+"""Oracles, and on how many noises."""
+PRESETS = ("uniform", "quadratic", "sqrt_flow", "logsnr", "karras", "flow")
+CONTENDERS = {5: ("vab_3_euler", "ipndm", "exp_adams_3"), 10: ("vab_4_euler", "ipndm"), 20: ("vab_4_euler", "ipndm")}
+"""Solvers for which a grid is fitted, by budget."""
+GAIN = 1.5
+"""The goal for optimised grids."""
+
+
+class Case(NamedTuple):
+    """A problem, noises, and where they lead."""
+
+    name: str
+    problem: DiffusionProblem
+    x: Tensor
+    truth: Tensor
+
+
+Run = Callable[[DiffusionProblem, Tensor, int], Tensor]
+"""(problem, x, budget) -> x at t_min; ValueError where the budget is too small."""
+
+
+class Entry(NamedTuple):
+    whose: str
+    method: str
+    grid: str
+    run: Run
+
+
+class Result(NamedTuple):
+    case: str
+    budget: int
+    entry: Entry
+    rms: float
+    median: float
+
+    @property
+    def label(self) -> str:
+        whose = "" if self.entry.whose == "ours" else f"{self.entry.whose} "
+        return f"{whose}{self.entry.method}, {self.entry.grid}"
+
+
+def case(name: str, count: int, seed: int = 0) -> Case:
+    model = oracle(name)
+    problem = model.problem(VP())
+    x = prior(problem.path, (count, *model.event_shape), seed=seed, dtype=torch.float64)
+    return Case(name, problem, x, exact(problem, x))
+
+
+def errors(x: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Root mean square over everything, and the median over samples."""
+    each = (x - truth).square().flatten(1).mean(1)
+    return float(each.mean().sqrt()), float(each.sqrt().median())
+
+
+def attempt(entry: Entry, given: Case, budget: int) -> Result | None:
+    """Run, count, measure; None where the budget is too small for it."""
+    calls = 0
+
+    def counting(predict: Any) -> Any:
+        def counted(x: Tensor, t: Tensor) -> Prediction:
+            nonlocal calls
+            calls += 1
+            return predict(x, t)
+
+        return counted
+
+    try:
+        x = entry.run(given.problem.calling(counting), given.x, budget)
+    except (ValueError, FloatingPointError):
+        return None
+    if calls > budget:
+        raise RuntimeError(f"{entry.whose} {entry.method} spent {calls} of {budget}")
+    rms, median = errors(x, given.truth)
+    return Result(given.name, budget, entry, rms if math.isfinite(rms) else math.inf, median)
+
+
+# --- Contestants ------------------------------------------------------------------------------------------------------
+
+
+def ours(presets: Iterable[str]) -> Iterator[Entry]:
+    """Every deterministic solver with fixed steps."""
+    for name, solver in SOLVERS.items():
+        if solver.stochastic or not solver.nfe_per_step:
+            continue
+        for grid in presets:
+
+            def run(problem: DiffusionProblem, x: Tensor, budget: int, s: Any = solver, g: str = grid) -> Tensor:
+                return integrate(s, problem, x, GRIDS[g](problem.path, steps_within(s, budget))).x
+
+            yield Entry("ours", name, grid, run)
+
+
+def k_diffusion(presets: Iterable[str]) -> Iterator[Entry]:
+    """Its functions, with x / alpha for a state and noise levels for times."""
+    library = k_diffusion_sampling()
+    silent: dict[str, Any] = {"eta": 0.0, "noise_sampler": lambda a, b: 0.0}
+    for method, per_step, options in [
+        *(("euler", 1, {}), ("heun", 2, {}), ("dpm_2", 2, {}), ("lms", 1, {}), ("dpmpp_2m", 1, {})),
+        *(("dpmpp_2m_sde", 1, silent), ("dpmpp_2m_sde", 1, silent | {"solver_type": "heun"})),
+        ("dpmpp_3m_sde", 1, silent),
+    ]:
+        function = getattr(library, f"sample_{method}")
+        label = method + ("_heun" if options.get("solver_type") == "heun" else "")
+        for grid in presets:
+
+            def run(
+                problem: DiffusionProblem,
+                x: Tensor,
+                budget: int,
+                f: Any = function,
+                n: int = per_step,
+                o: Any = options,
+                g: str = grid,
+            ) -> Tensor:
+                if budget < n:
+                    raise ValueError("too small")
+                path = problem.path
+                ts = GRIDS[g](path, budget // n)
+
+                def model(y: Tensor, sigma: Tensor) -> Tensor:
+                    t = path.time(-2 * sigma[0].log()).clamp(path.t_min, path.t_max)
+                    return problem.predict(path.alpha(t) * y, t).x0
+
+                y = f(model, x / path.alpha(ts[0]), (-path.logsnr(ts) / 2).exp(), disable=True, **o)
+                return y * path.alpha(ts[-1])
+
+            yield Entry("k-diffusion", label, grid, run)
+
+
+def azula(presets: Iterable[str]) -> Iterator[Entry]:
+    """Its samplers on our path, with our nodes for their times."""
+    denoise, sample = (importlib.import_module(f"azula.{name}") for name in ("denoise", "sample"))
+
+    def asking(problem: DiffusionProblem) -> Any:
+        class Asked(denoise.Denoiser):
+            def __init__(self) -> None:
+                super().__init__()
+                self.schedule = lambda t: (problem.path.alpha(t), problem.path.sigma(t))
+
+            def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
+                return denoise.DiracPosterior(mean=problem.predict(x_t, t).x0)
+
+        return Asked()
+
+    for kind, per_step, options in [
+        *(("DDIM", 1, {}), ("Heun", 2, {}), ("zAB", 1, {"order": 3}), ("zEAB", 1, {"order": 3})),
+        *(("vAB", 1, {"order": order}) for order in (2, 3, 4)),
+        *(("xEAB", 1, {"order": order}) for order in (2, 3, 4)),
+    ]:
+        for grid in presets:
+
+            def run(
+                problem: DiffusionProblem,
+                x: Tensor,
+                budget: int,
+                k: str = kind,
+                n: int = per_step,
+                o: Any = options,
+                g: str = grid,
+            ) -> Tensor:
+                if budget < n:
+                    raise ValueError("too small")
+                ts = GRIDS[g](problem.path, budget // n)
+                sampler = type("Here", (getattr(sample, f"{k}Sampler"),), {"timesteps": ts})
+                return sampler(asking(problem), steps=budget // n, silent=True, **o)(x)
+
+            yield Entry("azula", kind + "".join(str(order) for order in options.values()), grid, run)
+
+
+def diffusers(presets: Iterable[str]) -> Iterator[Entry]:
+    """Its schedulers, with its own spacings of noise levels."""
+    warnings.simplefilter("ignore")
+    library = importlib.import_module("diffusers")
+    steady = {"lower_order_final": False}
+    for label, kind, per_step, options in [
+        ("Euler", "EulerDiscrete", 1, {}),
+        ("Heun", "HeunDiscrete", 2, {}),
+        ("LMS", "LMSDiscrete", 1, {}),
+        ("DPM++2M", "DPMSolverMultistep", 1, steady),
+        ("DPM++2M heun", "DPMSolverMultistep", 1, steady | {"solver_type": "heun"}),
+        ("DPM++3M", "DPMSolverMultistep", 1, steady | {"solver_order": 3}),
+        ("DEIS2", "DEISMultistep", 1, steady | {"solver_order": 2}),
+        ("DEIS3", "DEISMultistep", 1, steady | {"solver_order": 3}),
+        ("UniPC2", "UniPCMultistep", 1, steady | {"solver_order": 2}),
+        ("UniPC3", "UniPCMultistep", 1, steady | {"solver_order": 3}),
+    ]:
+        for spacing in ("linspace", "karras", "exponential", "beta"):
+
+            def run(
+                problem: DiffusionProblem,
+                x: Tensor,
+                budget: int,
+                k: str = kind,
+                n: int = per_step,
+                o: Any = options,
+                s: str = spacing,
+            ) -> Tensor:
+                if budget < n:
+                    raise ValueError("too small")
+                chosen = {} if s == "linspace" else {f"use_{s}_sigmas": True}
+                make = getattr(library, f"{k}Scheduler")
+                kept = problem.path.alpha(
+                    torch.linspace(problem.path.t_min, problem.path.t_max, 1000, dtype=torch.float64)
+                ).square()
+                betas = 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
+                scheduler = make(trained_betas=betas.numpy(), timestep_spacing="linspace", **o, **chosen)
+                scheduler.alphas_cumprod = kept
+                return _drive(scheduler, budget // n, n, problem, x)
+
+            yield Entry("diffusers", label, spacing, run)
+
+
+def _drive(scheduler: Any, steps: int, per_step: int, problem: DiffusionProblem, x: Tensor) -> Tensor:
+    """Its usual loop, asking at its exact noise levels, up to the cleanest of them."""
+    path = problem.path
+    scheduler.set_timesteps(steps + 1)
+    scaled = float(scheduler.init_noise_sigma) != 1.0  # it works on y = x / alpha
+
+    def time_of(i: int) -> Tensor:
+        return path.time(-2 * scheduler.sigmas[i].double().log()).clamp(path.t_min, path.t_max)
+
+    y = x / path.alpha(time_of(0)) if scaled else x
+    # The last of its steps would go to the data; in a method of two stages it is one evaluation.
+    last = len(scheduler.timesteps) - 1
+    for i, label in enumerate(scheduler.timesteps[:last]):
+        t = time_of(i)
+        eps = problem.predict(y * path.alpha(t) if scaled else y, t).eps
+        scheduler.scale_model_input(y, label)  # some insist
+        y = scheduler.step(eps, label, y).prev_sample
+    return y * path.alpha(time_of(last)) if scaled else y
+
+
+PEERS = (k_diffusion, azula, diffusers)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def sweep(entries: Sequence[Entry], cases: Sequence[Case], budgets: Sequence[int]) -> list[Result]:
+    tried = (attempt(entry, given, budget) for given in cases for budget in budgets for entry in entries)
+    return [result for result in tried if result is not None and math.isfinite(result.rms)]
+
+
+def best(results: Iterable[Result], by: str = "rms") -> Result:
+    return min(results, key=lambda result: getattr(result, by))
+
+
+def compare(results: Sequence[Result], cases: Sequence[Case], budgets: Sequence[int]) -> int:
+    """Our best against theirs; how often ours is worse by more than 1%."""
+    worse = 0
+    for by in ("rms", "median"):
+        print(f"\n{by} error at the data: our best, the peers' best")
+        for given in cases:
+            for budget in budgets:
+                here = [r for r in results if (r.case, r.budget) == (given.name, budget)]
+                mine = best((r for r in here if r.entry.whose == "ours"), by)
+                others = [r for r in here if r.entry.whose != "ours"]
+                line = f"{given.name:<10}{budget:>4}  {getattr(mine, by):9.2e}  {mine.label:<32}"
+                if others:
+                    theirs = best(others, by)
+                    ratio = getattr(theirs, by) / getattr(mine, by)
+                    worse += by == "rms" and ratio < 0.99
+                    line += f"{getattr(theirs, by):9.2e}  {theirs.label:<36}{ratio:6.2f}x"
+                print(line)
+    return worse
+
+
+def optimized(given: Case) -> list[float]:
+    """Fit grids for some of our solvers, on noises of their own: the gains of the best over the best preset of any.
+
+    Both are measured on the quarter of these noises that had no part in the fitting.
+    """
+    gains: list[float] = []
+    for budget in CONTENDERS:
+        fitting = case(given.name, (960 if given.name == "mixture64" else 3840) // budget, seed=1)
+        found: dict[str, OptimizedGrid] = {}
+        for name in CONTENDERS[budget]:
+            found[name] = optimize_grid(
+                given.problem,
+                name,
+                budget,
+                x=fitting.x,
+                target=fitting.truth,
+                iterations=10,
+                starts=3 if budget == 5 else 2,
+            )
+        name = min(found, key=lambda name: found[name].error)
+        rival = min(found, key=lambda name: min(found[name].presets.values()))
+        presets, middle = found[rival].presets, min(min(grid.preset_medians.values()) for grid in found.values())
+        preset = min(presets, key=presets.__getitem__)
+        gains.append(presets[preset] / found[name].error)
+        own = "  ".join(f"{name} {grid.gain:.2f}" for name, grid in found.items())
+        print(
+            f"{given.name:<10}{budget:>4}  {found[name].error:9.2e}  {name:<14}{presets[preset]:9.2e}  "
+            f"{f'{rival}, {preset}':<24}{gains[-1]:6.2f}x  medians {middle / found[name].median:6.2f}x  own: {own}"
+        )
+    return gains
+
+
+def defaults(results: Sequence[Result]) -> None:
+    """How much each of our solvers loses on each grid against its best one: a geometric mean over cases and budgets."""
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
+    for r in results:
+        if r.entry.whose == "ours":
+            groups[r.entry.method, r.case, r.budget].append(r)
+    for (method, _, _), group in groups.items():
+        least = best(group).rms
+        for r in group:
+            cells[method][r.entry.grid].append(math.log(r.rms / least))
+    print("\nerror on a grid over that on the best of these grids, geometric mean over cases and budgets")
+    names = sorted({grid for row in cells.values() for grid in row})
+    print(f"{'':<22}" + "".join(f"{name:>11}" for name in names) + "    default")
+    for method, row in cells.items():
+        means = {name: math.exp(sum(row[name]) / len(row[name])) if row[name] else math.inf for name in names}
+        print(f"{method:<22}" + "".join(f"{means[name]:11.2f}" for name in names) + f"    {SOLVERS[method].grid}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if asked to check and a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--grids", action="store_true", help="show what each solver loses on each grid")
+    parser.add_argument("--check", action="store_true", help="fail unless the goals are met")
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    begun = time.thread_time()
+    budgets = BUDGETS[:3] if options.quick else BUDGETS
+    names = [name for name in CASES if not (options.quick and name == "mixture64")]
+    cases = [case(name, CASES[name]) for name in names]
+    entries, absent = list(ours(PRESETS)), []
+    for peer in PEERS:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                entries += list(peer(PRESETS))
+        except ImportError as error:
+            absent.append(f"{peer.__name__} ({error})")
+    print(f"{sum(e.whose == 'ours' for e in entries)} of ours, {sum(e.whose != 'ours' for e in entries)} of others")
+    if absent:
+        print("not installed:", "; ".join(absent))
+    results = sweep(entries, cases, budgets)
+    print(f"{time.thread_time() - begun:.0f} s of processor time")
+    worse = compare(results, cases, budgets)
+    if options.grids:
+        defaults(results)
+
+    print("\noptimised grids, fitted on other noises")
+    gains: list[float] = []
+    for given in cases:
+        gains += optimized(given)
+    reached = sum(gain >= GAIN for gain in gains)
+    print(f"\nour best is worse than the peers' in {worse} of {len(cases) * len(budgets)} cells;", end=" ")
+    print(f"the optimised grid gains {GAIN} times or more in {reached} of {len(gains)}", end=" ")
+    print(f"(geometric mean {math.exp(sum(map(math.log, gains)) / len(gains)):.2f})")
+    print(f"{time.thread_time() - begun:.0f} s of processor time")
+    return int(options.check and (worse > 0 or reached < len(gains)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
