@@ -214,6 +214,17 @@ class ODE:
         """The same equation: it has no coefficients that could be looked up."""
         return self
 
+    @property
+    def path(self) -> Path:
+        """There is none.
+
+        Raises:
+            ValueError: always, for a method that asks.
+        """
+        raise ValueError("an ODE has a velocity and neither path nor prediction: this method needs a DiffusionProblem")
+
+    predict = path
+
 
 @dataclass(frozen=True)
 class SDE:

@@ -316,3 +316,10 @@ def test_a_trajectory_says_which_grid_was_walked(problem) -> None:
     assert solve(problem, x, solver="dpmpp_2m", steps=4, grid=GRIDS["flow"]).grid == "flow"
     assert solve(problem, x, solver="dpmpp_2m", ts=chosen.ts).grid is None
     assert solve(problem, x, solver="dopri5", tol=1e-2).grid is None
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "edm_heun", "bosh32", "ancestral"])
+def test_a_method_that_needs_a_prediction_says_so_of_an_ode(solver: str) -> None:
+    ode = ODE(lambda x, t: -x)
+    with pytest.raises(ValueError, match="neither path nor prediction: this method needs a DiffusionProblem"):
+        solve(ode, torch.ones(2, 3), solver=solver, ts=torch.tensor([0.0, 0.5, 1.0]), seed=0)
