@@ -1,0 +1,76 @@
+"""Our solvers and those of diffusers, coefficient by coefficient.
+
+A scheduler is imported as a table by probing it with unit vectors, ours is traced, and every number of every state is
+compared: how much of the start, of each prediction and of each noise is in it. That needs no network and no sample, and
+nothing can cancel. The scheduler's last step, which goes to the data, has no counterpart on a grid of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sdegen.paths import Tabulated
+from solvers import import_sampler, trace
+from solvers.foreign import Diffusers
+
+pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
+
+PATH = Tabulated(betas=np.linspace(1e-4, 0.02, 1000))
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+
+
+def scheduler(name: str, **options: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            library = importlib.import_module("diffusers")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"diffusers: {error}")
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    return getattr(library, name)(**betas, timestep_spacing="trailing", **options)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "options", "ours", "calls"),
+    [
+        ("DDPMScheduler", {"clip_sample": False}, "ancestral", 1),
+        ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}, "ancestral_beta", 1),
+        ("DDIMScheduler", {"clip_sample": False}, "ddim", 1),
+        ("EulerDiscreteScheduler", {}, "ddim", 1),
+        ("HeunDiscreteScheduler", {}, "edm_heun", 2),
+        ("EulerAncestralDiscreteScheduler", {}, "euler_a", 1),
+        ("DPMSolverMultistepScheduler", {}, "dpmpp_2m", 1),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}, "dpmpp_2m_heun", 1),
+        ("DPMSolverMultistepScheduler", SDE, "sde_dpmpp_2m", 1),
+        ("DPMSolverMultistepScheduler", {**SDE, "solver_type": "heun"}, "sde_dpmpp_2m_heun", 1),
+    ],
+)
+@pytest.mark.parametrize("steps", [5, 10])
+def test_coefficients_agree(theirs: str, options: dict[str, Any], ours: str, calls: int, steps: int) -> None:
+    made = scheduler(theirs, **options)
+    if "DPMSolverMultistep" in theirs:
+        made.register_to_config(lower_order_final=False)
+    table = import_sampler(Diffusers(made, steps), PATH)
+    nodes = torch.tensor(table.ts)
+    mine = trace(ours, PATH, torch.unique(nodes[nodes.isfinite()]).flip(0))  # two-stage schedulers name a node twice
+    assert len(mine.ts) == steps
+    for form in ("x0", "eps"):
+        expected = mine.states(form)
+        kept = [*range(1 + mine.nfe), *range(1 + table.nfe, 1 + table.nfe + mine.draws)]
+        found = table.states(form)[calls - 1 :: calls][: len(expected)][:, kept]
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_their_ddim_steps_to_a_label_that_it_does_not_start_from_next() -> None:
+    """Where the number of steps does not divide that of the levels, a step of theirs ends 1000 // steps labels lower,
+    and the next one starts from the rounded label: the chain has gaps, and its coefficients are not those of DDIM."""
+    table = import_sampler(Diffusers(scheduler("DDIMScheduler", clip_sample=False), 6), PATH)
+    mine = trace("ddim", PATH, torch.tensor(table.ts[:-1]))
+    gap = np.abs(table.states("x0")[:-1, :-1] - mine.states("x0")).max()
+    assert 1e-3 < gap < 1e-2
