@@ -68,11 +68,30 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 base = self.parse_object(dict(table or {}), defaults=True) if table else None
-                found = self.parse_args([_bracketed(word) for word in words], namespace=base)
+                found = self.parse_args(self._listed([_bracketed(word) for word in words]), namespace=base)
         except argparse.ArgumentError as error:
             raise UsageError(self._explained(str(error))) from None
         for key, value in found.items():
             found[key] = _plain(value)
+        return found
+
+    def _listed(self, words: Sequence[str]) -> list[str]:
+        """``--T 10`` means the list ``[10]``, where an option takes a list."""
+        lists = {
+            option
+            for action in self._actions
+            if typing.get_origin(getattr(action, "_typehint", None)) in (list, tuple)
+            for option in action.option_strings
+        }
+        found, before = [], ""
+        for word in words:
+            option, equals, value = word.partition("=")
+            if equals and option in lists and re.fullmatch(_NUMBER, value):
+                word = f"{option}=[{value}]"
+            elif before in lists and re.fullmatch(_NUMBER, word):
+                word = f"[{word}]"
+            found.append(word)
+            before = word
         return found
 
     def _explained(self, message: str) -> str:
@@ -118,6 +137,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return int(value) if isinstance(value, int) else float(value)
     return value
+
+
+_NUMBER = r"-?[\d.]+(?:e-?\d+)?"
 
 
 def _bracketed(word: str) -> str:

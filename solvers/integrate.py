@@ -207,6 +207,8 @@ def integrate(
     """
     if not x.is_floating_point() or x.ndim < 1:
         raise ValueError(f"a state is a floating tensor of shape (B, *event), got {x.dtype} of shape {tuple(x.shape)}")
+    if end not in ("stop", "denoise") or save not in ("last", "all"):
+        raise ValueError(f"end is 'stop' or 'denoise' and save 'last' or 'all', got {end!r} and {save!r}")
     if end == "denoise" and not isinstance(problem, DiffusionProblem):
         raise ValueError("end='denoise' needs a DiffusionProblem: an ODE predicts no data")
     ts = check_grid(ts, problem.t_min, problem.t_max)

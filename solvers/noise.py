@@ -46,7 +46,8 @@ from solvers.problem import mix
 
 __all__ = ["BrownianMotion", "Noise", "area", "elsewhere", "fresh_seed", "standard_normal"]
 
-PRIOR, TREE = 0, 1  # streams: draws of different meaning never share a counter
+PRIOR, TREE, DECODER, ENCODER, PROBES = range(5)
+"""Streams: draws of different meaning never share a counter. Trees beyond the first are at 256 and on."""
 
 
 class Noise(Protocol):
@@ -94,15 +95,17 @@ def standard_normal(
     seed: int,
     *,
     samples: Sequence[int] | None = None,
+    stream: int = PRIOR,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Independent standard normals, one stream per sample: the start of a solve.
+    """Independent standard normals, one generator per sample: the start of a solve.
 
     Args:
         shape: (B, *event).
         seed: whole number >= 0.
         samples: B sample numbers; ``range(B)`` by default, so the first 16 of 64 are the 16 of a batch of 16.
+        stream: what they are for; draws of two streams are independent at one seed.
         dtype: of the result; the draws themselves are float32 normals.
         device: of the result; the bits do not depend on it.
 
@@ -114,7 +117,7 @@ def standard_normal(
     True
     """
     draw = _Keyed(seed, range(shape[0]) if samples is None else samples, shape[1:])
-    return draw(PRIOR).to(device=device, dtype=dtype)
+    return draw(stream).to(device=device, dtype=dtype)
 
 
 class _Tree:

@@ -135,6 +135,8 @@ def solve(
     named: str | None = None
     if sum(budget is not None for budget in (steps, nfe, ts, tol)) != 1:
         raise ValueError("give exactly one of steps, nfe, ts and tol")
+    if ts is not None and grid is not None:
+        raise ValueError("ts is the grid itself: leave out grid, or give steps in place of ts")
     if tol is not None:
         if not tol > 0:
             raise ValueError(f"tol is positive, got {tol}")

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from sdegen.commands import aligned, made_by
+from sdegen.config import RunConfig
 from sdegen.parsing import Parser, UsageError
 from sdegen.results import Result, write, write_csv
 from sdegen.runs import RESULTS, Run
@@ -43,7 +44,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--tol", type=PositiveFloat, help="tolerance of the ODE's solver (default: 1e-4)")
     parser.add_argument("--steps", type=PositiveInt, help="steps of the ODE's solver, where they are fixed")
     parser.add_argument("--ode_draws", type=PositiveInt, default=2, help="z0 per datum, where the data are grey levels")
-    parser.add_argument("--probes", type=PositiveInt, default=1, help="of Hutchinson's trace")
+    parser.add_argument("--probes", type=PositiveInt, help="of Hutchinson's trace (default: 1, and 2 for densities)")
     parser.add_argument("--exact", action="store_true", help="the exact trace, in place of Hutchinson's")
     parser.add_argument(
         "--bin_width", type=PositiveFloat, help="of dequantised data, in model units: bits of a density"
@@ -55,12 +56,13 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     run = Run.open(chosen.run)
     data, model = run.load(device=chosen.device)
     jobs = _jobs(run, data, model, chosen)
-    return lambda: _score(run, data, chosen, jobs)
+    labelled = RunConfig.from_toml(run.config).train.conditional
+    return lambda: _score(run, data, chosen, jobs, "-log p(x | label)" if labelled else "-log p(x)")
 
 
 def _jobs(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, Job]:
     """Name of a row -> what computes it."""
-    from sdegen.config import RunConfig
+    from sdegen.levels import Discrete
     from sdegen.likelihood import bound, importance, ode_likelihood
     from sdegen.models import VAE, GaussianDiffusion, global_histogram, pixel_histogram, uniform
 
@@ -84,7 +86,10 @@ def _jobs(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, Job]:
     if not isinstance(model, VAE) and chosen.iwae:
         raise UsageError(f"--iwae is for a vae, and {run.path} holds a {config.model.name}")
     if isinstance(model, GaussianDiffusion):
-        for T in chosen.T:
+        own = [model.levels.T] if isinstance(model.levels, Discrete) else []
+        for T in own:
+            jobs[f"DDPM T={T}"] = partial(bound, model, x, cond, **effort)
+        for T in (T for T in chosen.T if T not in own):
             jobs[f"DDPM T={T}"] = partial(bound, model.discretize(T), x, cond, **effort)
         jobs["VP-SDE"] = partial(bound, model.continuous(), x, cond, **effort)
         if chosen.ode:
@@ -110,12 +115,12 @@ def _ode(model: Any, chosen: Namespace) -> dict[str, Any]:
     if chosen.exact and model.dims > Exact().limit:
         raise UsageError(f"the exact trace is for at most {Exact().limit} coordinates, not {model.dims}: use --probes")
     budget = {"steps": chosen.steps} if chosen.steps else {"tol": chosen.tol or 1e-4}
-    trace = Exact() if chosen.exact else Hutchinson(chosen.probes, chosen.seed)
+    trace = Exact() if chosen.exact else Hutchinson(chosen.probes or (1 if model.discrete else 2), chosen.seed)
     draws = {"draws": chosen.ode_draws} if model.discrete else {}
     return {"solver": chosen.solver, "trace": trace, **budget, **draws}
 
 
-def _score(run: Run, data: Any, chosen: Namespace, jobs: dict[str, Job]) -> None:
+def _score(run: Run, data: Any, chosen: Namespace, jobs: dict[str, Job], what: str) -> None:
     rows: list[dict[str, Any]] = []
     try:
         for name, job in jobs.items():
@@ -123,7 +128,7 @@ def _score(run: Run, data: Any, chosen: Namespace, jobs: dict[str, Job]) -> None
     finally:
         if rows:
             write_csv(run / "likelihood.csv", rows)
-            print(_table(rows, data, chosen))
+            print(_table(rows, data, chosen, what))
 
 
 def _row(run: Run, data: Any, chosen: Namespace, name: str, job: Job) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def _row(run: Run, data: Any, chosen: Namespace, name: str, job: Job) -> dict[st
 _BAR = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left"
 
 
-def _table(rows: list[dict[str, Any]], data: Any, chosen: Namespace) -> str:
+def _table(rows: list[dict[str, Any]], data: Any, chosen: Namespace, what: str) -> str:
     head = ("", "nats", "bits/dim", "± estimator", "± data", "nfe", "products", "seconds")
     sign = {"exact": "= ", "upper bound": "≤ ", "estimate": "≈ "}
 
@@ -171,7 +176,7 @@ def _table(rows: list[dict[str, Any]], data: Any, chosen: Namespace) -> str:
         for row in rows
     ]
     which = "held-out" if chosen.split == "test" else "training"
-    lines = [f"-log p(x) of {rows[0]['examples']} {which} examples of {data.name}; standard errors in bits/dim"]
+    lines = [f"{what} of {rows[0]['examples']} {which} examples of {data.name}; standard errors in bits/dim"]
     if rows[-1]["of"] == "density" and data.scale != 1:
         lines.append(f"densities are per model unit: {-data.log_volume:+.4f} nats for the units of {data.name}")
     return "\n".join([*lines, "", aligned([head, *cells], right=range(1, len(head)))])

@@ -41,10 +41,14 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--steps", type=PositiveInt, help="steps of the grid (default: 20, or a DDPM's T)")
     parser.add_argument("--nfe", type=PositiveInt, help="budget of network calls per sample, in place of steps")
     parser.add_argument("--tol", type=PositiveFloat, help="tolerance of an adaptive solver, in place of steps")
-    parser.add_argument("--grid", default=None, help="where the steps lie: logsnr, uniform, karras, power, ...")
+    parser.add_argument(
+        "--grid",
+        default=None,
+        help="where the steps lie: logsnr, uniform, karras, quadratic, ... (default: the solver's)",
+    )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of all noise")
     parser.add_argument("--label", type=NonNegativeInt, help="class label, for a conditional model")
-    parser.add_argument("--draw", action="store_true", help="draw from p(x | z0) in place of its most likely value")
+    parser.add_argument("--mode", action="store_true", help="the most likely value of p(x | z0) in place of a draw")
     parser.add_argument("--out", metavar="FILE", help=".npz or .png (default: both, in the run folder)")
     parser.add_argument("--batch", type=PositiveInt, default=512, help="samples at a time; it changes no sample")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -116,16 +120,20 @@ def _sample(
 
     budget = next((f"{key}{settings[key]:g}" for key in ("steps", "nfe", "tol") if key in settings), "")
     label = "" if chosen.label is None else f"label{chosen.label}"
-    solver = "own-levels" if "ts" in settings else str(settings.get("solver", "")).replace(":", ".")
+    from solvers import SOLVERS
+
+    chosen_solver = settings.get("solver", "")
+    named = next((name for name, known in SOLVERS.items() if known == chosen_solver), str(chosen_solver))
+    solver = "own-levels" if "ts" in settings else named.replace(":", ".")
     parts = [solver, settings.get("grid", ""), budget, label]
-    name = "-".join(filter(None, [*parts, "draw" if chosen.draw else "", f"seed{chosen.seed}"]))
+    name = "-".join(filter(None, [*parts, "mode" if chosen.mode else "", f"seed{chosen.seed}"]))
     before, begun = model.evaluations, time.perf_counter()
     pieces = []
     with tqdm(total=chosen.n, unit="sample", disable=None, leave=False) as bar, cpu_threads(chosen.threads):
         for first in range(0, chosen.n, chosen.batch):
             n = min(chosen.batch, chosen.n - first)
             labels = None if cond is None else cond[first : first + n]
-            piece = model.sample(n, labels, seed=chosen.seed, first=first, draw=chosen.draw, **settings)
+            piece = model.sample(n, labels, seed=chosen.seed, first=first, draw=not chosen.mode, **settings)
             pieces.append(piece.cpu())
             bar.update(n)
     x = torch.cat(pieces)

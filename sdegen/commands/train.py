@@ -9,7 +9,7 @@ from typing import Any
 from sdegen.config import RunConfig, build, configure, defaults, last_value, read_toml
 from sdegen.files import require_space
 from sdegen.parsing import Parser, UsageError
-from sdegen.runs import CONFIG, STATE, Run, describe
+from sdegen.runs import CONFIG, STATE, WEIGHTS, Run, describe
 
 EXAMPLES = """\
   sdegen train                                        digits, VP-SDE, U-Net, one minute; runs/digits-vpsde
@@ -58,12 +58,16 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         path = Path(chosen.run or f"runs/{Path(config.data.name).stem}-{config.model.name}")
         Run.check_free(path, overwrite=chosen.overwrite)
     data, model = build(config)
+    if config.train.conditional and not data.classes:
+        raise UsageError(f"train.conditional needs class labels, and {data.name} has none: name them by --data.labels")
     card = describe(data)
     if old is not None:
         if (known := old.manifest["data"])["sha256"] != card["sha256"]:
             raise UsageError(f"the data have changed since {old.path} was begun: {known['source']}")
         if (old / STATE).exists():
             old.verified(STATE)
+        elif (old / WEIGHTS).exists():
+            raise UsageError(f"{old.path} has weights and no {STATE} to go on from; --overwrite would begin anew")
     return lambda: _train(path, old, config, data, model, card, chosen.overwrite)
 
 
@@ -95,5 +99,6 @@ def _train(
             what = str(stop).partition(",")[0] or "interrupted"
             raise KeyboardInterrupt(f"{what}; go on with: sdegen train --resume {path}") from None
         run.note(status="finished", steps=done.steps, seconds=round(done.seconds, 2))
-    held_out = f", held-out bound {done.history[-1]['held_out']:.4f} bits/dim" if done.history else ""
+    unit = "bits/dim" if model.discrete else "bits/dim of a density in model units, not of grey levels"
+    held_out = f", held-out bound {done.history[-1]['held_out']:.4f} {unit}" if done.history else ""
     print(f"{done.steps} steps in {done.seconds:.0f} s{held_out}; next: sdegen sample {path}")

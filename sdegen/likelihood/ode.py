@@ -38,9 +38,9 @@ import torch
 from torch import Tensor
 
 from sdegen.distributions import Gaussian
-from sdegen.models.base import SECOND_STREAM
 from sdegen.models.diffusion import GaussianDiffusion
 from solvers import GRIDS, ODE, DiffusionProblem, Solver, expand, resolve, solve, standard_normal
+from solvers.noise import ENCODER, PROBES
 from solvers.solve import find, steps_within
 
 __all__ = ["Exact", "Hutchinson", "LogDensity", "Trace", "log_density", "ode_log_prob", "trace_for"]
@@ -139,7 +139,7 @@ class Hutchinson(Trace):
 
     def start(self, z: Tensor, samples: Sequence[int]) -> Estimate:
         shape = (len(z), self.probes, *z.shape[1:])
-        normal = standard_normal(shape, self.seed + SECOND_STREAM, samples=samples, dtype=z.dtype, device=z.device)
+        normal = standard_normal(shape, self.seed, samples=samples, stream=PROBES, dtype=z.dtype, device=z.device)
         signs = torch.where(normal < 0, -1.0, 1.0).to(z.dtype).movedim(1, 0)
 
         def estimate(field: Field, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,7 +320,8 @@ def ode_log_prob(
             return replace(
                 found, log_prob=found.log_prob + scale, parts={"scale": torch.full_like(found.log_prob, scale)}
             )
-        z = q.sample(standard_normal(rows.shape, seed, samples=keys, dtype=x.dtype, device=x.device))
+        noise = standard_normal(rows.shape, seed, samples=keys, stream=ENCODER, dtype=x.dtype, device=x.device)
+        z = q.sample(noise)
         found = log_density(model.problem(labels), z, trace=trace, samples=keys, **settings)
         parts = {"reconstruction": -model.decode(z, labels).log_prob(rows), "entropy": q.log_prob(z)}
     log_prob = found.log_prob - parts["reconstruction"] - parts["entropy"]

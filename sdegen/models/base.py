@@ -31,12 +31,12 @@ from sdegen.distributions import Distribution, Gaussian
 from sdegen.levels import Levels
 from sdegen.objectives import ELBO, Objective, low_discrepancy, stratified
 from solvers import standard_normal
-from solvers.noise import fresh_seed
+from solvers.noise import DECODER, fresh_seed
 from solvers.problem import Path
 
-__all__ = ["Elbo", "Encoding", "LatentVariableModel", "ModelPrior", "NormalPrior", "Prior", "generator_for"]
+INNER = 1 << 62  # added to a seed: a model inside another draws from seeds of its own
 
-SECOND_STREAM = 1 << 62  # added to a seed: the decoder's noise is not the prior's
+__all__ = ["Elbo", "Encoding", "LatentVariableModel", "ModelPrior", "NormalPrior", "Prior", "generator_for"]
 
 
 class Elbo(NamedTuple):
@@ -140,7 +140,7 @@ class ModelPrior(Prior, nn.Module):
     def sample(
         self, shape: Sequence[int], *, seed: int, first: int = 0, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        return self.model.sample(shape[0], seed=seed, first=first).to(device=device, dtype=dtype)
+        return self.model.sample(shape[0], seed=seed + INNER, first=first).to(device=device, dtype=dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
         raise TypeError("log p(z) of a model prior is known by a bound only; use its elbo")
@@ -330,7 +330,12 @@ class LatentVariableModel(nn.Module, ABC):
         return -math.log2(bin_width)
 
     def check(self, x: Tensor) -> None:
-        """Refuse data that are not this model's."""
+        """Refuse data that are not this model's: wrong type, shape or batch, or not finite."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"data are a floating tensor in model units, not {kind}")
+        if not len(x):
+            raise ValueError("there are no data: the batch is empty")
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"an example of this model has shape {self.event_shape}, not {tuple(x.shape[1:])}")
         if not bool(x.isfinite().all()):
@@ -346,7 +351,7 @@ def generator_for(generator: torch.Generator | None) -> torch.Generator:
 def decoder_noise(shape: Sequence[int], seed: int, first: int, like: Tensor) -> Tensor:
     """Standard normals that draw from p(x | z) where ``seed`` drew z: the same sample numbers, another stream."""
     samples = range(first, first + shape[0])
-    return standard_normal(shape, seed + SECOND_STREAM, samples=samples, dtype=like.dtype, device=like.device)
+    return standard_normal(shape, seed, samples=samples, stream=DECODER, dtype=like.dtype, device=like.device)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -206,7 +206,7 @@ class GaussianDiffusion(LatentVariableModel):
 
     def sampler(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of :func:`solvers.solve`, with what is left out filled in (see :meth:`solve`)."""
-        own = self.levels.sampler() if "solver" not in settings else {"steps": 20}
+        own = self.levels.sampler() if not {"solver", "grid"} & settings.keys() else Continuous().sampler()
         if settings.keys() & {"steps", "nfe", "ts", "tol"}:
             own = {name: value for name, value in own.items() if name == "solver"}
         if "tol" in settings:
@@ -221,7 +221,7 @@ class GaussianDiffusion(LatentVariableModel):
         *,
         seed: int = 0,
         first: int = 0,
-        draw: bool = False,
+        draw: bool = True,
         **settings: Any,
     ) -> Tensor:
         """New data: the prior, a solver, and the decoder of the bound.
@@ -231,7 +231,7 @@ class GaussianDiffusion(LatentVariableModel):
             cond: class labels (n,) or None.
             seed: of all noise; sample i depends on (seed, i) alone.
             first: number of the first sample.
-            draw: draw from p(x | z_0) in place of its most likely value.
+            draw: draw from p(x | z_0), which is what the model says; False takes its most likely value.
             settings: of :meth:`solve`: ``solver="heun", steps=20``, ``nfe=50``, ``tol=1e-4``, ...
 
         Returns:
@@ -332,8 +332,9 @@ def DDPM(
 
     Args:
         denoiser: the shared network.
-        path: as for :func:`VPSDE`; Ho's own is ``Tabulated(betas)``.
-        T: number of levels.
+        path: as for :func:`VPSDE`. Ho's own is ``Tabulated(betas)``, whose cleanest latent is z at t = 1/T: his chain
+            of T betas is T - 1 transitions here, at t = i/T, and the decoder.
+        T: number of transitions.
         grid: where they lie; equal steps in t by default.
         variance: of the reverse process, "posterior" or "beta" or a function.
         decoder: as for :func:`VPSDE`.

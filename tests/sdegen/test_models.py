@@ -24,10 +24,12 @@ from sdegen.models import (
     pixel_histogram,
     uniform,
 )
+from sdegen.models.base import decoder_noise
 from sdegen.networks import MLP
 from sdegen.objectives import ELBO, OBJECTIVES
 from sdegen.oracles import GaussianOracle, oracle
-from sdegen.paths import PATHS, VP, Cosine, LinearLogSNR
+from sdegen.paths import PATHS, VP, Cosine, LinearLogSNR, Tabulated
+from solvers import standard_normal
 
 D, K, S = 5, 3, 0.4
 
@@ -222,7 +224,7 @@ def test_the_loss_reads_as_the_bound(decoder: SoftmaxDecoder) -> None:
 
 def test_samples_depend_on_seed_and_number_alone() -> None:
     model = VPSDE(_net())
-    for settings in ({}, {"solver": "ddim", "steps": 4}, {"solver": "ancestral", "steps": 4, "draw": True}):
+    for settings in ({}, {"solver": "ddim", "steps": 4}, {"solver": "ancestral", "steps": 4, "draw": False}):
         many = model.sample(6, seed=3, **settings)
         torch.testing.assert_close(model.sample(2, seed=3, **settings), many[:2], rtol=0, atol=0)
         torch.testing.assert_close(model.sample(2, seed=3, first=4, **settings), many[4:], rtol=0, atol=0)
@@ -321,3 +323,27 @@ def test_a_density_has_bits_when_its_bin_width_is_known() -> None:
     nats = model.elbo(x, draws=4, generator=torch.Generator().manual_seed(0)).total
     torch.testing.assert_close(bits, nats / (2 * math.log(2)) + math.log2(8.5))
     assert model.decoder == GaussianDecoder()
+
+
+def test_the_decoder_does_not_draw_the_noise_of_the_prior() -> None:
+    z = torch.zeros(6, 3)
+    assert not torch.equal(decoder_noise(z.shape, 0, 0, z), standard_normal(z.shape, 0))
+    torch.testing.assert_close(decoder_noise((2, 3), 0, 4, z), decoder_noise(z.shape, 0, 0, z)[4:], rtol=0, atol=0)
+
+
+def test_ho_s_chain_is_on_his_levels() -> None:
+    path = Tabulated(betas=torch.linspace(1e-4, 0.02, 50).double().numpy())
+    levels = Discrete.on(path, 49).ts * 50
+    torch.testing.assert_close(levels, torch.arange(1, 51).double(), rtol=0, atol=1e-9)
+
+
+def test_every_coordinate_pays_for_a_wrong_variance() -> None:
+    """Four independent coordinates cost four times one, the constant of a variance that is not the posterior's too."""
+    bounds = []
+    for dims in (1, 4):
+        truth = GaussianOracle(torch.zeros(dims).numpy(), 0.25 * torch.eye(dims).numpy())
+        model = DDPM(truth, VP(LinearLogSNR(6, -6)), T=4, variance="beta", event_shape=(dims,))
+        x = torch.full((1, dims), 0.5, dtype=torch.float64)
+        bounds.append(float(model.elbo(x, draws=4000, generator=torch.Generator().manual_seed(0)).latent))
+    assert bounds[1] == pytest.approx(4 * bounds[0], rel=0.05)
+    assert model.levels.constant(model.path) > 0.2 * bounds[0]
