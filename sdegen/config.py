@@ -227,6 +227,8 @@ def configure(
     for key, _ in _flat(sections):
         if key not in known:
             raise UsageError(f"{origin}: unknown key {key}{nearest(key, known)}")
+    if {"-h", "--help"} & {*words}:  # says what is done where nothing is said; values are checked by reading them
+        parser.set_defaults(dict(_flat(sections)))
     values = parser.read(words, sections)
     return _assembled(values, names), values
 

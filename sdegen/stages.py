@@ -92,7 +92,7 @@ def score(
         ("VP-SDE", 0): partial(bound, diffusion, x, draws=draws, seed=seed),
         ("ODE", 0): partial(
             ode_likelihood, diffusion, x[:ode_images], trace=Hutchinson(seed=seed), draws=2, batch=240, seed=seed,
-            solver="dopri5", tol=1e-3,
+            solver="dopri54", tol=1e-3,
         ),
     }  # fmt: skip
     found: dict[tuple[str, int], LikelihoodReport] = {}

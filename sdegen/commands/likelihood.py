@@ -40,7 +40,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--n", type=PositiveInt, help="only the first so many data (default: all)")
     parser.add_argument("--draws", type=PositiveInt, default=16, help="noise levels per datum and repeat")
     parser.add_argument("--repeats", type=PositiveInt, default=2, help="independent repeats, for the standard error")
-    parser.add_argument("--solver", default="dopri5", help="of the ODE")
+    parser.add_argument("--solver", default="dopri54", help="of the ODE")
     parser.add_argument("--tol", type=PositiveFloat, help="tolerance of the ODE's solver (default: 1e-4)")
     parser.add_argument("--steps", type=PositiveInt, help="steps of the ODE's solver, where they are fixed")
     parser.add_argument("--ode_draws", type=PositiveInt, default=2, help="z0 per datum, where the data are grey levels")

@@ -197,7 +197,7 @@ def log_density(
     *,
     prior_std: float | None = None,
     trace: Trace | None = None,
-    solver: str | Solver[Any] = "dopri5",
+    solver: str | Solver[Any] = "dopri54",
     grid: str = "logsnr",
     steps: int | None = None,
     nfe: int | None = None,

@@ -271,8 +271,9 @@ def ode_likelihood(
         cond: class labels (N,) or None.
         trace: exact up to 16 coordinates, one Hutchinson probe beyond, by default.
         draws: z_0 for each datum, for a discrete decoder.
-        batch: rows at a time; at most 512, and as many as fit into half a gigabyte by default. Adaptive solvers share
-            their steps within a batch, so that it changes values at the level of the tolerance.
+        batch: rows at a time; at most 512, and as many as fit into half a gigabyte by default. The default solver gives
+            every row its own steps; the black boxes (``"dopri5"``, ``"rk45"``) share theirs within a batch, which then
+            changes values at the level of the tolerance.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
         progress: called as ``progress(done, N)`` after every batch.
@@ -308,7 +309,7 @@ def ode_likelihood(
     unknown = model.discrete and draws == 1  # one z_0 each: its noise cannot be told from the data's
     within = spreads.square().mean() if not unknown and bool(spreads.isfinite().all()) else torch.tensor(0.0)
     spread = values.var() if n > 1 else torch.tensor(math.nan)
-    method = resolve(settings.get("solver", "dopri5"))
+    method = resolve(settings.get("solver", "dopri54"))
     if settings.get("tol") is not None:
         method = method.with_tolerance(settings["tol"])
     return LikelihoodReport(
