@@ -121,3 +121,11 @@ def test_a_fresh_seed_is_fresh_and_leaves_the_global_state_alone() -> None:
     assert len({fresh_seed() for _ in range(8)}) > 1
     standard_normal((4, 4), 0)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-2, 1.0])
+def test_increments_have_unit_variance_on_fine_grids_too(step: float) -> None:
+    w = BrownianMotion(torch.zeros(4000, 4), seed=3)
+    ends = torch.tensor([0.3, 0.3 + step, 0.3 + 2 * step], dtype=torch.float64)
+    z = torch.stack([w(ends[0], ends[1]), w(ends[1], ends[2])])
+    assert float(z.var()) == pytest.approx(1, abs=0.03)
