@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing sdegen and what it needs into $(VENV) (once, a minute or two) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[test,lint,notebooks,metrics]'
+		--editable '.[test,lint,metrics]'
 	@touch $(READY)
 
 install: $(READY) ## install into .venv
