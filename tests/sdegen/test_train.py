@@ -37,6 +37,7 @@ from sdegen.train import (
     save_weights,
 )
 from sdegen.train.batches import batch
+from sdegen.train.loop import _adamw
 
 
 class Line(nn.Module):
@@ -397,3 +398,20 @@ def test_weights_round_trip_and_refuse_what_is_wrong(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DamagedFile, match=r"w\.safetensors is damaged"):
             load_weights(path, net)
+
+
+def test_the_average_is_never_slower_than_its_decay() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.9)
+    with torch.no_grad():
+        ema.module.weight.fill_(0.0)
+        model.weight.fill_(1.0)
+    ema.update(model, 10**6)
+    assert float(ema.module.weight) == pytest.approx(0.1)
+
+
+def test_decay_is_for_matrices_and_not_for_biases() -> None:
+    matrices, rest = _adamw(nn.Linear(3, 2), settings(weight_decay=0.5)).param_groups
+    assert [tuple(p.shape) for p in matrices["params"]] == [(2, 3)]
+    assert [tuple(p.shape) for p in rest["params"]] == [(2,)]
+    assert (matrices["weight_decay"], rest["weight_decay"]) == (0.5, 0.0)
