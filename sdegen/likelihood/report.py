@@ -291,7 +291,7 @@ def ode_likelihood(
             numbers = range(done, done + len(x))
             one = ode_log_prob(model, x, labels, trace=trace, draws=draws, seed=seed, samples=numbers, **settings)
             found.append((-one.log_prob.cpu(), one.spread.cpu()))
-            terms = {"prior": -one.log_prior, "minus log det": -one.log_det, **one.parts}
+            terms = {"minus log prior": -one.log_prior, "minus log det": -one.log_det, **one.parts}
             for name, term in terms.items():
                 sign = -1.0 if name == "scale" else 1.0
                 parts[name] = parts.get(name, 0.0) + sign * float(term.sum()) / len(data)
