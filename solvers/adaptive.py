@@ -41,7 +41,7 @@ from torch import Tensor
 
 from solvers.exponential import FORMS
 from solvers.integrate import Solver
-from solvers.noise import Noise
+from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Problem, mix
 from solvers.runge_kutta import BogackiShampine, DormandPrince, Tableau
 
@@ -181,7 +181,7 @@ class Adaptive(Solver[Ledger]):
 
     def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
         """What the samples see of the noise in their ``number``-th try, as a function of that."""
-        return lambda number: _silent
+        return lambda number: silent
 
     def _every(self, x: Tensor) -> int:
         """After how many tries the host looks; where it does not have to wait for an answer, after each."""
@@ -256,10 +256,6 @@ def _chosen(where: Tensor, these: tuple[Tensor, ...], those: tuple[Tensor, ...])
         torch.where(where.reshape(-1, *(1,) * (this.ndim - 1)), this, that)
         for this, that in zip(these, those, strict=True)
     )
-
-
-def _silent(a: Tensor, b: Tensor) -> Tensor:
-    raise AssertionError("a deterministic method draws no noise")
 
 
 # --- Tableaux ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from solvers.integrate import Solver, Trajectory, integrate
-from solvers.noise import Noise
+from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Predict, Prediction
 from solvers.solve import resolve
 
@@ -119,15 +119,11 @@ class DenseOutput:
         known = self._problem.calling(_answering(piece.prediction))
         # The piece's own end is handed over as the node it was, so that planned coefficients are found.
         s = piece.s if at == float(piece.s) else time
-        return self.trajectory.solver.step(known, piece.x, piece.t, s, piece.state, _silent)[0]
+        return self.trajectory.solver.step(known, piece.x, piece.t, s, piece.state, silent)[0]
 
 
 def _answering(prediction: Prediction) -> Callable[[Predict], Predict]:
     return lambda predict: lambda x, t: prediction
-
-
-def _silent(a: Tensor, b: Tensor) -> Tensor:
-    raise AssertionError("a deterministic method draws no noise")
 
 
 def dense(solver: str | Solver[Any], problem: DiffusionProblem, x: Tensor, ts: Tensor) -> DenseOutput:

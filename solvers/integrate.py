@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from solvers.grids import check_grid
-from solvers.noise import Noise
+from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Prediction, Problem
 
 __all__ = ["Counter", "Solver", "Trajectory", "integrate"]
@@ -171,10 +171,6 @@ class Trajectory:
         return f"Trajectory({self.solver}, {steps}, nfe={self.nfe}, x={tuple(self.x.shape)}{seed})"
 
 
-def _silent(a: Tensor, b: Tensor) -> Tensor:
-    raise ValueError("this solver draws noise: pass noise=BrownianMotion(x, seed), or call solve(..., seed=...)")
-
-
 def integrate(
     solver: Solver[Any],
     problem: Problem,
@@ -216,7 +212,7 @@ def integrate(
     i = 0
     counter = Counter(lambda: f"{solver}: step {i + 1}, t = {float(ts[min(i, len(ts) - 2)]):.6g}")
     counted = cast("DiffusionProblem", problem.calling(counter).at(nodes))
-    noise = noise or _silent
+    noise = noise or silent
     start, xs = x, [x]
 
     state = solver.init(counted, x, ts)

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from solvers.problem import mix
 
-__all__ = ["BrownianMotion", "Noise", "area", "elsewhere", "fresh_seed", "standard_normal"]
+__all__ = ["BrownianMotion", "Noise", "area", "elsewhere", "fresh_seed", "silent", "standard_normal"]
 
 PRIOR, TREE, DECODER, ENCODER, PROBES = range(5)
 """Streams: draws of different meaning never share a counter. Trees beyond the first are at 256 and on."""
@@ -56,6 +56,15 @@ class Noise(Protocol):
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """(W(b) - W(a)) / sqrt|b - a|, of the state's shape, dtype and device; a and b are 0-dim values of lam."""
         ...
+
+
+def silent(a: Tensor, b: Tensor) -> Tensor:
+    """The noise of a solve that was given none: asking it is a mistake.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError("this solver draws noise: pass noise=BrownianMotion(x, seed), or call solve(..., seed=...)")
 
 
 def fresh_seed() -> int:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from solvers.grids import check_grid
 from solvers.integrate import Counter, Solver, Trajectory
-from solvers.noise import Noise
+from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Predict, Prediction, expand
 
 __all__ = ["Parallel", "picard"]
@@ -116,7 +116,7 @@ def picard(
         last = min(first + width, steps)
         here, there = slice(first, last), slice(first + 1, last + 1)
         xs = (rows(alpha[here]) * ys[here]).to(x.dtype)
-        moved = _together(solver, planned, predict, xs, nodes[first : last + 1], memory, noise or _silent)
+        moved = _together(solver, planned, predict, xs, nodes[first : last + 1], memory, noise or silent)
         change = moved.double() / rows(alpha[there]) - xs.double() / rows(alpha[here])
         new = ys[first] + change.cumsum(0)
 
@@ -189,7 +189,3 @@ def _answering(answers: list[Prediction]) -> Callable[[Predict], Predict]:
         return call
 
     return wrap
-
-
-def _silent(a: Tensor, b: Tensor) -> Tensor:
-    raise AssertionError("a deterministic method draws no noise")
