@@ -358,3 +358,9 @@ def test_order_is_lost_by_replacing_a_stage(problems: Problems, answers: dict[st
     wrong = measured_order(CrookedHeun(), problem, x, steps=(80, 160), answer=answers["vp"])
     assert right.slope > 1.8 > 0.5 > wrong.slope
     assert replace(right, errors=(1.0, 0.25)).slope == pytest.approx(2)
+
+
+def test_few_solvers_claim_no_order() -> None:
+    """Whoever declares order 0 and follows no tolerance is asked for the contract only: the list is short and known."""
+    exempt = {name for name, s in SOLVERS.items() if s.order == 0 and (s.nfe_per_step > 0 or s.stochastic)}
+    assert exempt == {"pc_langevin", "annealed_langevin", "gotta_go_fast", "adaptive_heun"}
