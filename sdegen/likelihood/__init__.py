@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from sdegen.likelihood.ode import Exact, Hutchinson, LogDensity, Trace, log_density, ode_log_prob, trace_for
-from sdegen.likelihood.report import LikelihoodReport, bound, importance, ode_likelihood
+from sdegen.likelihood.bound import bound
+from sdegen.likelihood.importance import importance
+from sdegen.likelihood.ode import LogDensity, log_density, ode_likelihood, ode_log_prob
+from sdegen.likelihood.report import LikelihoodReport
+from sdegen.likelihood.trace import Exact, Hutchinson, Trace, trace_for
 
 __all__ = [
     "Exact",

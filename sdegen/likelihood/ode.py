@@ -29,140 +29,24 @@ arXiv:2011.13456, section 4.3 and appendix D.2; Zheng et al. 2023, arXiv:2305.03
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdegen.distributions import Gaussian
+from sdegen.likelihood.report import LikelihoodReport
+from sdegen.likelihood.scoring import beyond, chunks, describe, evaluating, offset, rows
+from sdegen.likelihood.trace import Exact, Trace, trace_for
 from sdegen.models.diffusion import GaussianDiffusion
 from solvers import GRIDS, ODE, DiffusionProblem, Solver, expand, resolve, solve, standard_normal
-from solvers.noise import ENCODER, PROBES
+from solvers.noise import ENCODER
 from solvers.solve import find, steps_within
 
-__all__ = ["Exact", "Hutchinson", "LogDensity", "Trace", "log_density", "ode_log_prob", "trace_for"]
-
-Field = Callable[[Tensor], Tensor]
-Estimate = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
-
-
-class Trace(ABC):
-    """How the trace of a Jacobian is computed.
-
-    Attributes:
-        exact: whether it is the trace itself, and not an estimate.
-    """
-
-    exact: ClassVar[bool]
-
-    @property
-    def columns(self) -> int:
-        """Estimates made side by side, P."""
-        return 1
-
-    @abstractmethod
-    def products(self, dims: int) -> int:
-        """Jacobian products for each evaluation of the field on ``dims`` coordinates."""
-
-    @abstractmethod
-    def start(self, z: Tensor, samples: Sequence[int]) -> Estimate:
-        """What one solve uses: ``(field, z) -> (field(z), traces)`` with traces (B, P), one column for each probe.
-
-        Args:
-            z: initial state (B, *event).
-            samples: sample numbers, which key the probes.
-        """
-
-
-@dataclass(frozen=True)
-class Exact(Trace):
-    """The trace itself, at D Jacobian products for each evaluation.
-
-    Args:
-        limit: refuse events of more coordinates than this.
-    """
-
-    limit: int = 256
-    exact = True
-
-    def products(self, dims: int) -> int:
-        return dims
-
-    def start(self, z: Tensor, samples: Sequence[int]) -> Estimate:
-        dims = z[0].numel()
-        if dims > self.limit:
-            raise ValueError(
-                f"the exact trace of {dims} coordinates costs {dims} Jacobian products per evaluation (the limit is "
-                f"{self.limit}): use Hutchinson(probes=...), or Exact(limit={dims})"
-            )
-        basis = torch.eye(dims, dtype=z.dtype, device=z.device).reshape(dims, 1, *z.shape[1:])
-
-        def estimate(field: Field, z: Tensor) -> tuple[Tensor, Tensor]:
-            value, pull = _pullback(field, z)
-
-            def diagonal(e: Tensor) -> Tensor:
-                return (pull(e.expand_as(z)) * e).flatten(1).sum(1)
-
-            return value, torch.func.vmap(diagonal, chunk_size=_at_once(z))(basis).sum(0)[:, None]
-
-        return estimate
-
-
-@dataclass(frozen=True)
-class Hutchinson(Trace):
-    """v' J v averaged over ``probes`` vectors of random signs, fixed for the whole solve.
-
-    Args:
-        probes: vectors for each sample.
-        seed: of the signs; sample i's probes depend on (seed, i) alone.
-
-    Reference: Hutchinson 1990, doi:10.1080/03610919008812866.
-    """
-
-    probes: int = 1
-    seed: int = 0
-    exact = False
-
-    @property
-    def columns(self) -> int:
-        return self.probes
-
-    def products(self, dims: int) -> int:
-        return self.probes
-
-    def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise ValueError(f"Hutchinson's trace needs at least one probe, not {self.probes}")
-
-    def start(self, z: Tensor, samples: Sequence[int]) -> Estimate:
-        shape = (len(z), self.probes, *z.shape[1:])
-        normal = standard_normal(shape, self.seed, samples=samples, stream=PROBES, dtype=z.dtype, device=z.device)
-        signs = torch.where(normal < 0, -1.0, 1.0).to(z.dtype).movedim(1, 0)
-
-        def estimate(field: Field, z: Tensor) -> tuple[Tensor, Tensor]:
-            value, pull = _pullback(field, z)
-            product = torch.func.vmap(lambda v: (pull(v) * v).flatten(1).sum(1), chunk_size=_at_once(z))
-            return value, product(signs).mT
-
-        return estimate
-
-
-def trace_for(dims: int, seed: int = 0) -> Trace:
-    """The exact trace of events of up to 16 coordinates, one Hutchinson probe beyond."""
-    return Exact() if dims <= 16 else Hutchinson(seed=seed)
-
-
-def _at_once(z: Tensor) -> int:
-    """Jacobian products taken together: as many as make a batch of a million numbers."""
-    return max(1, 2**20 // z.numel())
-
-
-def _pullback(field: Field, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    out = torch.func.vjp(field, z)
-    return out[0], lambda v: out[1](v)[0]
+__all__ = ["LogDensity", "log_density", "ode_likelihood", "ode_log_prob"]
 
 
 @dataclass(frozen=True)
@@ -339,4 +223,92 @@ def ode_log_prob(
         forward=draws * (found.forward + model.decoder.calls),
         products=draws * found.products,
         parts={name: mean(value) for name, value in parts.items()},
+    )
+
+
+def ode_likelihood(
+    model: GaussianDiffusion,
+    data: Tensor,
+    cond: Tensor | None = None,
+    *,
+    trace: Trace | None = None,
+    draws: int = 1,
+    batch: int | None = None,
+    seed: int = 0,
+    bin_width: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> LikelihoodReport:
+    """The likelihood of a data set by the probability-flow ODE; see :mod:`sdegen.likelihood.ode` for what it is.
+
+    Args:
+        model: a diffusion.
+        data: (N, *event), model units.
+        cond: class labels (N,) or None.
+        trace: exact up to 16 coordinates, one Hutchinson probe beyond, by default.
+        draws: z_0 for each datum, for a discrete decoder.
+        batch: rows at a time; at most 512, and as many as fit into half a gigabyte by default. The default solver gives
+            every row its own steps; the black boxes (``"dopri5"``, ``"rk45"``) share theirs within a batch, which then
+            changes values at the level of the tolerance.
+        seed: of all noise.
+        bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
+        progress: called as ``progress(done, N)`` after every batch.
+        settings: of :func:`log_density`: ``solver``, ``tol`` or ``steps`` or ``nfe`` or ``ts``, ``grid``.
+
+    Returns:
+        A :class:`LikelihoodReport`. The estimator's standard error is known with two draws or probes or more.
+    """
+    trace = trace or trace_for(model.dims, seed)
+    began, done, calls, products = time.perf_counter(), 0, 0.0, 0.0
+    found: list[tuple[Tensor, Tensor]] = []
+    parts: dict[str, float] = {}
+    with evaluating(model):
+        for x, labels in chunks(model, data, cond, (batch or min(512, rows(model))) // max(draws, 1)):
+            numbers = range(done, done + len(x))
+            one = ode_log_prob(model, x, labels, trace=trace, draws=draws, seed=seed, samples=numbers, **settings)
+            found.append((-one.log_prob.cpu(), one.spread.cpu()))
+            terms = {"minus log prior": -one.log_prior, "minus log det": -one.log_det, **one.parts}
+            for name, term in terms.items():
+                sign = -1.0 if name == "scale" else 1.0
+                parts[name] = parts.get(name, 0.0) + sign * float(term.sum()) / len(data)
+            calls, products = calls + one.forward * len(x), products + one.products * len(x)
+            done += len(x)
+            if progress is not None:
+                progress(done, len(data))
+    values, spreads = (torch.cat(parts) for parts in zip(*found, strict=True))
+    n = len(values)
+    if model.discrete and float(values.mean()) < 0:
+        raise ValueError(
+            f"the ODE gives grey levels a probability above one ({float(values.mean()):.4g} nats): its solver's error "
+            "is larger than the result; ask for a smaller tol or more steps"
+        )
+    unknown = model.discrete and draws == 1  # one z_0 each: its noise cannot be told from the data's
+    within = spreads.square().mean() if not unknown and bool(spreads.isfinite().all()) else torch.tensor(0.0)
+    spread = values.var() if n > 1 else torch.tensor(math.nan)
+    method = resolve(settings.get("solver", "dopri54"))
+    if settings.get("tol") is not None:
+        method = method.with_tolerance(settings["tol"])
+    return LikelihoodReport(
+        method="probability-flow ODE",
+        kind="estimate",  # the solver's own error is in it, which no standard error sees
+        of="probability" if model.discrete else "density",
+        values=values,
+        parts=parts,
+        estimator_se=math.nan if unknown else float(spreads.square().sum().sqrt()) / n,
+        data_se=beyond(spread, within, n),
+        dims=model.dims,
+        bits_offset=offset(model, bin_width),
+        forward=calls / n,
+        products=products / n,
+        seconds=time.perf_counter() - began,
+        logsnr=model.logsnr_ends,
+        settings={
+            **describe(model),
+            **{k: v for k, v in settings.items() if k != "solver"},
+            "solver": repr(method),
+            "trace": repr(trace),
+            "draws": draws,
+            "seed": seed,
+            "bin_width": bin_width,
+        },
     )

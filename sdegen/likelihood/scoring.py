@@ -1,0 +1,74 @@
+"""What every estimator of a likelihood does around its formula: batches, evaluation mode, two standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdegen.models.base import LatentVariableModel
+from sdegen.models.diffusion import GaussianDiffusion
+from sdegen.models.vae import VAE
+
+__all__ = ["beyond", "chunks", "describe", "errors", "evaluating", "offset", "rows"]
+
+
+@contextmanager
+def evaluating(model: LatentVariableModel) -> Iterator[None]:
+    """Evaluation mode and no gradients, then back to what it was."""
+    before = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(before)
+
+
+def chunks(
+    model: LatentVariableModel, x: Tensor, cond: Tensor | None, size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    model.check(x)
+    if len(x) < 1:
+        raise ValueError("there are no data to score")
+    size = max(1, size)
+    for i in range(0, len(x), size):
+        part = x[i : i + size].to(model.device)
+        part = part if part.dtype == torch.float64 else part.to(model.dtype)
+        yield part, None if cond is None else cond[i : i + size].to(model.device)
+
+
+def rows(model: LatentVariableModel) -> int:
+    """Rows whose largest tensor, one number for each level of each coordinate, has 2^24 numbers; at most 4096."""
+    part = getattr(model, "decoder", None) if isinstance(model, GaussianDiffusion) else getattr(model, "head", None)
+    bins = getattr(part, "bins", None)
+    return max(1, min(4096, 2**24 // (model.dims * (1 if bins is None else bins.count))))
+
+
+def errors(repeats: Tensor) -> tuple[Tensor, float, float]:
+    """Values (N,), the estimator's and the data's standard error of their mean, from independent repeats (R, N)."""
+    r, n = repeats.shape
+    values = repeats.mean(0)
+    noise = repeats.var(0).sum() / r if r > 1 else torch.tensor(math.nan)  # sum of the values' variances
+    spread = values.var() if n > 1 else torch.tensor(math.nan)
+    within = noise / n if r > 1 else torch.tensor(0.0)
+    return values, float(noise.sqrt()) / n, beyond(spread, within, n)
+
+
+def beyond(spread: Tensor, within: Tensor, n: int) -> float:
+    """Standard error of a mean of n from the values' variance beyond their own noise; NaN if that is all there is."""
+    return float(((spread - within) / n).sqrt()) if spread > within else math.nan
+
+
+def offset(model: LatentVariableModel, bin_width: float | None) -> float | None:
+    return None if not model.discrete and bin_width is None else model.bits_offset(bin_width)
+
+
+def describe(model: LatentVariableModel) -> dict[str, Any]:
+    if isinstance(model, GaussianDiffusion):
+        return {"path": repr(model.path), "levels": repr(model.levels), "decoder": repr(model.decoder)}
+    return {"levels": repr(model.levels)} | ({"head": repr(model.head)} if isinstance(model, VAE) else {})
