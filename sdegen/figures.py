@@ -51,7 +51,7 @@ class Score(NamedTuple):
         data_se: its standard error as an estimate for all digits.
         reconstruction, latent, prior: its terms; NaN where it has none.
         forward: network calls for each example.
-        products: Jacobian products for each example.
+        vjp: products with the Jacobian for each example.
         seconds: it took, for all examples.
         examples: how many were scored.
         gap: how much more it is than the VP-SDE's bound on the same examples.
@@ -68,7 +68,7 @@ class Score(NamedTuple):
     latent: float
     prior: float
     forward: float
-    products: float
+    vjp: float
     seconds: float
     examples: int
     gap: float

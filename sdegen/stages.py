@@ -120,7 +120,7 @@ def score(
             "data_se": column(lambda r: r.in_bits(r.data_se)),
             **{part: column(lambda r, part=part: r.in_bits(r.parts.get(part, np.nan))) for part in Elbo._fields},
             "forward": column(lambda r: r.forward),
-            "products": column(lambda r: r.products),
+            "vjp": column(lambda r: r.vjp),
             "seconds": column(lambda r: r.seconds),
             "examples": (("row",), [len(report.values) for report in reports]),
             "gap": column(lambda r: r.in_bits(float(apart(r).mean()))),

@@ -156,7 +156,7 @@ _BAR = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left"
 
 
 def _table(rows: list[dict[str, Any]], data: Any, chosen: Namespace, what: str) -> str:
-    head = ("", "nats", "bits/dim", "± estimator", "± data", "nfe", "products", "seconds")
+    head = ("", "nats", "bits/dim", "± estimator", "± data", "nfe", "vjp", "seconds")
     sign = {"exact": "= ", "upper bound": "≤ ", "estimate": "≈ "}
 
     def number(value: float, digits: int) -> str:
@@ -170,7 +170,7 @@ def _table(rows: list[dict[str, Any]], data: Any, chosen: Namespace, what: str) 
             number(row["estimator_se_bits"], 4),
             number(row["data_se_bits"], 4),
             f"{row['forward']:g}",
-            f"{row['products']:g}",
+            f"{row['vjp']:g}",
             f"{row['seconds']:.1f}",
         )
         for row in rows

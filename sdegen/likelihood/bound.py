@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import chunks, describe, errors, evaluating, offset, rows
+from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, offset, rows
 from sdegen.models.base import Elbo, LatentVariableModel
 
 __all__ = ["bound"]
@@ -70,11 +70,17 @@ def bound(
         parts=dict(zip(Elbo._fields, (torch.stack(parts).sum(0) / len(data)).tolist(), strict=True)),
         estimator_se=0.0 if model.exact else estimator,
         data_se=spread,
+        solver_error=None,
         dims=model.dims,
         bits_offset=offset(model, bin_width),
         forward=(model.evaluations - before) / len(data),
-        products=0,
+        vjp=0,
+        jvp=0,
         seconds=time.perf_counter() - began,
         logsnr=getattr(model, "logsnr_ends", None),
-        settings={**describe(model), "draws": draws, "repeats": repeats, "seed": seed, "bin_width": bin_width},
+        **discreteness(model, bin_width),
+        solver=None,
+        tolerance=None,
+        seed=None if model.exact else seed,
+        settings={**describe(model), "draws": draws, "repeats": repeats},
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import chunks, describe, errors, evaluating, offset, rows
+from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, offset, rows
 from sdegen.models.vae import VAE
 
 __all__ = ["importance"]
@@ -57,11 +57,17 @@ def importance(
         parts={},
         estimator_se=estimator,
         data_se=spread,
+        solver_error=None,
         dims=model.dims,
         bits_offset=offset(model, bin_width),
         forward=(model.evaluations - before) / len(data),
-        products=0,
+        vjp=0,
+        jvp=0,
         seconds=time.perf_counter() - began,
         logsnr=None,
-        settings={**describe(model), "K": K, "repeats": repeats, "seed": seed, "bin_width": bin_width},
+        **discreteness(model, bin_width),
+        solver=None,
+        tolerance=None,
+        seed=seed,
+        settings={**describe(model), "K": K, "repeats": repeats},
     )

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from sdegen.distributions import Gaussian
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import beyond, chunks, describe, evaluating, offset, rows
+from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, evaluating, offset, rows
 from sdegen.likelihood.trace import Exact, Trace, trace_for
 from sdegen.models.diffusion import GaussianDiffusion
 from solvers import GRIDS, ODE, DiffusionProblem, Solver, expand, resolve, solve, standard_normal
@@ -296,19 +296,22 @@ def ode_likelihood(
         parts=parts,
         estimator_se=math.nan if unknown else float(spreads.square().sum().sqrt()) / n,
         data_se=beyond(spread, within, n),
+        solver_error=None,
         dims=model.dims,
         bits_offset=offset(model, bin_width),
         forward=calls / n,
-        products=products / n,
+        vjp=products / n,
+        jvp=0,
         seconds=time.perf_counter() - began,
         logsnr=model.logsnr_ends,
+        **discreteness(model, bin_width),
+        solver=repr(method),
+        tolerance=None if method.order else getattr(method, "rtol", None),  # order 0: it follows a tolerance
+        seed=seed,
         settings={
             **describe(model),
-            **{k: v for k, v in settings.items() if k != "solver"},
-            "solver": repr(method),
+            **{k: v for k, v in settings.items() if k not in ("solver", "tol")},
             "trace": repr(trace),
             "draws": draws,
-            "seed": seed,
-            "bin_width": bin_width,
         },
     )

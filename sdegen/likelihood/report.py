@@ -30,14 +30,24 @@ class LikelihoodReport:
         estimator_se: standard error of the mean that comes from random draws, nats; NaN where it is not known.
         data_se: standard error of the mean as an estimate for the population the data come from, nats; NaN where the
             estimator's noise hides it.
+        solver_error: size of the error that the ODE's solver leaves in the mean, nats, which no standard error sees;
+            None where there is no solver or nobody has looked.
         dims: coordinates of one datum.
         bits_offset: -log2(bin width) for a density of dequantised data, 0 for a probability, None for a density whose
             bin width is not known: bits/dim have no meaning then.
         forward: network calls per example.
-        products: Jacobian products per example.
+        vjp: products of a vector with the network's Jacobian (backward mode), per example.
+        jvp: products of the network's Jacobian with a vector (forward mode), per example.
         seconds: wall-clock time.
         logsnr: at the clean and the noisy end, None without a path.
-        settings: everything else that made the number: levels, decoder, draws, solver, tolerance, seed.
+        dequantizer: how grey levels are reached from a density: the discrete decoder (whose probabilities are of
+            levels), or the noise that was added to them; None for continuous data, and where no density is involved.
+        bin_width: of the grey levels, in model units; None for continuous data.
+        solver: of the ODE, None without one.
+        tolerance: of the ODE's solver, None where its steps are fixed or there is none.
+        seed: of all noise, None where there is none.
+        settings: everything else that made the number: path, levels, decoder, draws, probes.
+        note: what a reader must know before believing the number, such as a target that was out of reach.
     """
 
     method: str
@@ -47,13 +57,21 @@ class LikelihoodReport:
     parts: dict[str, float]
     estimator_se: float
     data_se: float
+    solver_error: float | None
     dims: int
     bits_offset: float | None
     forward: float
-    products: float
+    vjp: float
+    jvp: float
     seconds: float
     logsnr: tuple[float, float] | None
+    dequantizer: str | None
+    bin_width: float | None
+    solver: str | None
+    tolerance: float | None
+    seed: int | None
     settings: dict[str, Any]
+    note: str = ""
 
     @property
     def nats(self) -> float:
@@ -82,14 +100,22 @@ class LikelihoodReport:
             "data_se": self.data_se,
             "estimator_se_bits": self.in_bits(self.estimator_se),
             "data_se_bits": self.in_bits(self.data_se),
+            "solver_error": self.solver_error,
             "examples": len(self.values),
             "dims": self.dims,
             "bits_offset": self.bits_offset,
             "forward": self.forward,
-            "products": self.products,
+            "vjp": self.vjp,
+            "jvp": self.jvp,
             "seconds": self.seconds,
             "logsnr": None if self.logsnr is None else list(self.logsnr),
+            "dequantizer": self.dequantizer,
+            "bin_width": self.bin_width,
+            "solver": self.solver,
+            "tolerance": self.tolerance,
+            "seed": self.seed,
             "settings": dict(self.settings),
+            "note": self.note,
         }
 
     def __str__(self) -> str:
@@ -104,10 +130,14 @@ class LikelihoodReport:
             f"  standard error: estimator {both(self.estimator_se)}, data {both(self.data_se)}, "
             f"{len(self.values)} examples",
             "  parts (nats): " + ", ".join(f"{name} {value:.4f}" for name, value in self.parts.items()),
-            f"  cost per example: {self.forward:g} network calls, {self.products:g} Jacobian products; "
+            f"  cost per example: {self.forward:g} network calls, {self.vjp:g} vjp, {self.jvp:g} jvp; "
             f"{self.seconds:.1f} s in all",
         ]
+        if self.solver is not None:
+            known = "not measured" if self.solver_error is None else both(self.solver_error)
+            lines.append(f"  solver {self.solver}, tolerance {self.tolerance}, its error {known}")
         if self.logsnr is not None:
             lines.append(f"  logsnr from {self.logsnr[0]:.3f} (data) to {self.logsnr[1]:.3f} (noise)")
+        lines.append(f"  dequantizer {self.dequantizer}, bin width {self.bin_width}, seed {self.seed}")
         lines.append("  " + ", ".join(f"{name}={value}" for name, value in self.settings.items()))
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  note: {self.note}"] if self.note else [])])

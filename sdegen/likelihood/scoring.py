@@ -10,11 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdegen.bins import Bins
 from sdegen.models.base import LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.models.vae import VAE
 
-__all__ = ["beyond", "chunks", "describe", "errors", "evaluating", "offset", "rows"]
+__all__ = [
+    "beyond",
+    "bins_of",
+    "chunks",
+    "describe",
+    "discreteness",
+    "errors",
+    "evaluating",
+    "offset",
+    "reader",
+    "rows",
+]
 
 
 @contextmanager
@@ -44,9 +56,18 @@ def chunks(
 
 def rows(model: LatentVariableModel) -> int:
     """Rows whose largest tensor, one number for each level of each coordinate, has 2^24 numbers; at most 4096."""
-    part = getattr(model, "decoder", None) if isinstance(model, GaussianDiffusion) else getattr(model, "head", None)
-    bins = getattr(part, "bins", None)
+    bins = bins_of(model)
     return max(1, min(4096, 2**24 // (model.dims * (1 if bins is None else bins.count))))
+
+
+def bins_of(model: LatentVariableModel) -> Bins | None:
+    """The grey levels that a model gives probabilities of; None for a density."""
+    return getattr(reader(model), "bins", None)
+
+
+def reader(model: LatentVariableModel) -> Any:
+    """What turns a latent into a distribution of data: a diffusion's decoder, a VAE's head, or a baseline itself."""
+    return model.decoder if isinstance(model, GaussianDiffusion) else getattr(model, "head", model)
 
 
 def errors(repeats: Tensor) -> tuple[Tensor, float, float]:
@@ -66,6 +87,15 @@ def beyond(spread: Tensor, within: Tensor, n: int) -> float:
 
 def offset(model: LatentVariableModel, bin_width: float | None) -> float | None:
     return None if not model.discrete and bin_width is None else model.bits_offset(bin_width)
+
+
+def discreteness(model: LatentVariableModel, bin_width: float | None) -> dict[str, Any]:
+    """The fields ``dequantizer`` and ``bin_width`` of a report: the discrete decoder's own, or what a caller says."""
+    if not model.discrete:
+        return {"dequantizer": None if bin_width is None else "the caller's", "bin_width": bin_width}
+    bins = bins_of(model)
+    by = reader(model)
+    return {"dequantizer": None if by is model else repr(by), "bin_width": None if bins is None else bins.width}
 
 
 def describe(model: LatentVariableModel) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def likelihood() -> Result:
     zeros, nan = np.zeros(n), np.full(n, np.nan)
     columns = {
         "bits": bits, "estimator_se": zeros + 0.004, "data_se": zeros + 0.013, "reconstruction": zeros + 0.008,
-        "latent": bits - 0.01, "prior": np.where(bits == 1.74, nan, 0.002), "forward": zeros + 32, "products": zeros,
+        "latent": bits - 0.01, "prior": np.where(bits == 1.74, nan, 0.002), "forward": zeros + 32, "vjp": zeros,
         "seconds": zeros + 1.5, "gap": bits - 1.75, "gap_se": zeros + 0.001,
     }  # fmt: skip
     settings = {"path": "VP(<cosine>)", "decoder": "Softmax()", "repeats": 2, "draws": 16}
