@@ -32,7 +32,20 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["ODE", "SDE", "DiffusionProblem", "Nodes", "Path", "Predict", "Prediction", "Problem", "expand", "mix"]
+__all__ = [
+    "ODE",
+    "SDE",
+    "DiffusionProblem",
+    "Nodes",
+    "Path",
+    "Predict",
+    "Prediction",
+    "Problem",
+    "Terms",
+    "expand",
+    "gather",
+    "mix",
+]
 
 
 class Prediction(NamedTuple):
@@ -129,6 +142,25 @@ def mix(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     return out
 
 
+Terms = tuple[tuple[Tensor | float, Tensor], ...]
+"""A linear combination that nobody has added up yet."""
+
+
+def gather(*weighted: tuple[Tensor | float, Terms]) -> Terms:
+    """c_1 (a_1 x_1 + b_1 y_1) + c_2 (...) + ... as one combination, each state once: what :func:`mix` adds up fastest.
+
+    >>> x, y = torch.ones(1), torch.zeros(1)
+    >>> [coefficient for coefficient, _ in gather((1.0, ((1.0, x),)), (0.5, ((2.0, x), (4.0, y))))]
+    [2.0, 2.0]
+    """
+    found: dict[int, tuple[Tensor | float, Tensor]] = {}
+    for weight, terms in weighted:
+        for c, x in terms:
+            before = found.get(id(x))
+            found[id(x)] = (weight * c if before is None else before[0] + weight * c, x)
+    return tuple(found.values())
+
+
 def _number(c: Tensor | float, x: Tensor) -> Tensor | float:
     """A number where that is all the coefficient is; a tensor where it differs among samples or is being learned."""
     return expand(c, x).to(x) if isinstance(c, Tensor) and (c.ndim > 0 or c.requires_grad) else float(c)
@@ -210,6 +242,10 @@ class ODE:
         """The same equation with its function wrapped, as the loop does to count calls."""
         return ODE(wrap(self.velocity), self.t_min, self.t_max)
 
+    def slope(self, x: Tensor, t: Tensor) -> Terms:
+        """The velocity as a combination of one term."""
+        return ((1.0, self.velocity(x, t)),)
+
     def at(self, nodes: Sequence[Tensor]) -> ODE:
         """The same equation: it has no coefficients that could be looked up."""
         return self
@@ -271,7 +307,12 @@ class DiffusionProblem:
 
         Reference: Song et al. 2021, arXiv:2011.13456, eq. 13.
         """
-        return self.sde(eta=0.0).drift(x, t)
+        return mix(*self.slope(x, t))
+
+    def slope(self, x: Tensor, t: Tensor) -> Terms:
+        """The two terms of :meth:`velocity`, for a method that adds them up with others."""
+        path = self.path
+        return (path.f(t), x), (path.g2(t) / (2 * path.sigma(t)), self.predict(x, t).eps)
 
     def sde(self, eta: float = 1.0, *, encode: bool = False) -> SDE:
         """The family dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dW, run from t = 1 to t = 0.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from solvers.integrate import Solver
 from solvers.noise import Noise
-from solvers.problem import Problem, mix
+from solvers.problem import Problem, gather, mix
 
 __all__ = [
     "RK4",
@@ -57,12 +57,12 @@ class RungeKutta(Solver[None]):
         cls.nfe_per_step = len(cls.tableau.b)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
-        h = s - t
-        slopes = [problem.velocity(x, t)]
+        h, here = s - t, ((1.0, x),)
+        slopes = [problem.slope(x, t)]
         for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):
-            stage = mix((1.0, x), *((h * a, k) for a, k in zip(row, slopes, strict=True) if a))
-            slopes.append(problem.velocity(stage, s if abs(c - 1) < 1e-12 else t + c * h))
-        return mix((1.0, x), *((h * b, k) for b, k in zip(self.tableau.b, slopes, strict=True) if b)), state
+            stage = mix(*gather((1.0, here), *((h * a, k) for a, k in zip(row, slopes, strict=True) if a)))
+            slopes.append(problem.slope(stage, s if abs(c - 1) < 1e-12 else t + c * h))
+        return mix(*gather((1.0, here), *((h * b, k) for b, k in zip(self.tableau.b, slopes, strict=True) if b))), state
 
 
 @dataclass(frozen=True)
