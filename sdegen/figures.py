@@ -17,6 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from sdegen import plots
 from sdegen.comparison import best, curves
+from sdegen.plane import Plane, planes
 from sdegen.plots import Dot, Panel, Series
 from sdegen.results import Result
 from sdegen.style import GREY, MODELS, Canvas, Look, looks, style
@@ -217,16 +218,12 @@ def errors(found: Result, *, on: Canvas | None = None, panels: slice = slice(Non
 def flow(found: Result, *, on: Canvas | None = None, panels: Sequence[int] | None = None) -> Canvas:
     """Density and field at some noise levels, and the lines that samples follow; ``panels`` chooses the levels."""
     reach, keep = float(found.attributes["reach"]), range(len(found["arrows"])) if panels is None else panels
-    titles = [f"logsnr = {_signed(found['logsnr'][k], 0)}" for k in keep]
-    return plots.flow(
-        found["density"][[*keep, -1]],
-        (-reach, reach, -reach, reach),
-        [*titles, "From noise to data"],
-        arrows=(found["at"], found["arrows"][list(keep)]),
-        paths=found["lines"],
-        twins=found["walks"][:, :1],
-        on=on,
-    )
+    panels_ = [
+        Plane(f"logsnr = {_signed(found['logsnr'][k], 0)}", found["density"][k], (found["at"], found["arrows"][k]))
+        for k in keep
+    ]
+    lines = Plane("From noise to data", found["density"][-1], twins=found["walks"][:, :1], paths=found["lines"])
+    return planes([*panels_, lines], reach=reach, on=on)
 
 
 def film(found: Result, rows: Mapping[str, str], *, backward: bool = False, on: Canvas | None = None) -> Canvas:

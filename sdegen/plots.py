@@ -1,12 +1,11 @@
 """Pictures: every figure of the report, the notebooks and the README, drawn in one style from plain arrays.
 
-Five kinds of picture are enough for the whole subject:
+Four kinds of picture, and those in the plane of :mod:`sdegen.plane`, are enough for the whole subject:
 
     lines     curves with direct labels: error against NFE, bounds against T, training
     dots      one number for each row, with error bars: who scored what, which solver wins
     gallery   images side by side: samples beside data
     strips    rows of images under one another: one noise and many solvers, a film of the process
-    flow      a density in the plane, trajectories and arrows
 
 Each returns a matplotlib ``Figure``, or draws into the figure or subfigure ``on``, so that a small picture is part of a
 large one. How things look is in :mod:`sdegen.style`.
@@ -25,9 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from sdegen.style import CLOUD, COLORS, FAINT, GREY, INK, MODELS, PIXELS, SUPERSCRIPT, Canvas, Look, looks, styled
+from sdegen.style import FAINT, GREY, INK, MODELS, PIXELS, SUPERSCRIPT, Canvas, Look, looks, styled
 
-__all__ = ["Dot", "Panel", "Series", "dots", "flow", "gallery", "lines", "mosaic", "strips"]
+__all__ = ["Dot", "Panel", "Series", "dots", "gallery", "lines", "mosaic", "strips"]
 
 ZOOM = 4  # copies of each pixel in each direction: viewers that smooth small images then cannot blur them
 
@@ -299,70 +298,6 @@ def _stack(images: NDArray[Any], breaks: Sequence[int]) -> tuple[NDArray[Any], l
         centers.append(height + gap + (line.shape[0] - 1) / 2)
         height += gap + line.shape[0]
     return np.concatenate(lines), centers
-
-
-@styled
-def flow(
-    densities: ArrayLike,
-    extent: tuple[float, float, float, float],
-    titles: Sequence[str],
-    *,
-    arrows: tuple[ArrayLike, ArrayLike] | None = None,
-    paths: ArrayLike | None = None,
-    twins: ArrayLike | None = None,
-    size: tuple[float, float] = (11, 3.1),
-    on: Canvas | None = None,
-) -> Canvas:
-    """Densities in the plane, the field that carries one into the next, and the lines that samples follow.
-
-    Args:
-        densities: (K, ny, nx), one for each of K panels; each is scaled to its own maximum.
-        extent: left, right, bottom, top of the densities.
-        titles: of the panels.
-        arrows: positions (M, 2) and directions (J, M, 2) for the first J panels, drawn with equal length and the speed
-            as opacity.
-        paths: trajectories (N + 1, B, 2) from noise to data, drawn in the last panel.
-        twins: trajectories of the same starts under another equation, drawn thin.
-        size: width and height in inches, of a new figure.
-        on: draw here in place of a new figure.
-    """
-    figure = Figure(size) if on is None else on
-    clouds = np.asarray(densities, float)
-    clouds = clouds / clouds.max(axis=(1, 2), keepdims=True)
-    for k, (axes, cloud) in enumerate(zip(_row(figure, len(clouds)), clouds, strict=True)):
-        # A square root lifts the tails, where most lines run.
-        axes.imshow(
-            np.sqrt(cloud), origin="lower", extent=extent, cmap=CLOUD, vmin=0, vmax=1.15, interpolation="bilinear"
-        )
-        axes.set(title=titles[k], xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        if arrows is not None and k < len(np.asarray(arrows[1])):
-            at, field_ = np.asarray(arrows[0]), np.asarray(arrows[1])[k]
-            speed = np.linalg.norm(field_, axis=-1)
-            shade = np.clip(speed / np.quantile(speed, 0.9), 0.15, 1)
-            unit = field_ / np.maximum(speed, 1e-12)[:, None]
-            axes.quiver(
-                *at.T, *unit.T, alpha=shade, color=INK, angles="xy", scale=26, width=0.0042, headwidth=4.2, pivot="mid"
-            )
-        if paths is not None and k == len(clouds) - 1:
-            _trajectories(axes, np.asarray(paths, float), None if twins is None else np.asarray(twins, float))
-    return figure
-
-
-def _trajectories(axes: Axes, paths: NDArray[Any], twins: NDArray[Any] | None) -> None:
-    for twin in [] if twins is None else np.swapaxes(twins, 0, 1):
-        axes.plot(*twin.T, color=COLORS["rust"], lw=0.45, alpha=0.55)
-    for path in np.swapaxes(paths, 0, 1):
-        axes.plot(*path.T, color=INK, lw=0.8, alpha=0.85)
-        length = np.concatenate([[0], np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()])
-        middle = int(np.searchsorted(length, 0.55 * length[-1]))
-        a, b = path[max(middle - 1, 0)], path[middle]
-        if length[-1] > 0.2 and np.any(a != b):
-            arrow = {"arrowstyle": "-|>", "lw": 0, "color": INK, "mutation_scale": 7, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", b, a, arrowprops=arrow)
-    axes.plot(*paths[0].T, "o", ms=3.2, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=0.7)
-    axes.plot(*paths[-1].T, "o", ms=3.2, color=COLORS["indigo"], markeredgecolor="white", markeredgewidth=0.4)
 
 
 def _row(figure: Canvas, count: int, gap: float = 0.02) -> list[Axes]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sdegen.comparison import Comparison, compare, exact_sde
 from sdegen.config import RunConfig, build
@@ -24,6 +24,7 @@ from sdegen.likelihood import Hutchinson, LikelihoodReport, bound, ode_likelihoo
 from sdegen.models import VAE, Elbo, GaussianDiffusion, global_histogram, pixel_histogram, uniform
 from sdegen.oracles import oracle
 from sdegen.paths import PATHS
+from sdegen.plane import field, raster
 from sdegen.results import Result
 from sdegen.runs import Run, describe
 from sdegen.train import fit
@@ -277,13 +278,13 @@ def flow(*, lines: int = 28, size: int = 140, arrows: int = 15, seed: int) -> Re
     """
     truth, path, reach = oracle("mixture2d"), PATHS["vp-linear"](), 2.5
     problem = truth.problem(path)
-    axis, coarse = (torch.linspace(-r, r, n, dtype=torch.float64) for r, n in ((reach, size), (0.88 * reach, arrows)))
-    points, at = torch.cartesian_prod(axis, axis).flip(1), torch.cartesian_prod(coarse, coarse)
     ts = path.time(torch.tensor([-4.0, 0.0, 4.0], dtype=torch.float64))
     all_ts = torch.cat([ts, torch.tensor([path.t_min], dtype=torch.float64)])
-    density = torch.stack([truth.log_prob_t(points, path, t).exp().reshape(size, size) for t in all_ts])
+    shades = [
+        raster(lambda z, t=t: truth.log_prob_t(z, path, t).exp(), reach=reach, size=size) for t in all_ts.unbind()
+    ]
     # Time runs from data to noise, samples the other way: the arrows point against dx/dt.
-    field = torch.stack([-problem.velocity(at, t) for t in ts])
+    fields = [field(lambda z, t=t: -problem.velocity(z, t), reach=0.88 * reach, size=arrows) for t in ts.unbind()]
     x = prior(path, (lines, 2), seed, dtype=torch.float64)
     smooth = solve(problem, x, solver=ODE, steps=100, save="all")
     rough = solve(problem, x[:4], solver=SDE, steps=300, seed=seed, save="all")
@@ -291,9 +292,9 @@ def flow(*, lines: int = 28, size: int = 140, arrows: int = 15, seed: int) -> Re
         {
             "t": (("panel",), all_ts.numpy()),
             "logsnr": (("panel",), path.logsnr(all_ts).numpy()),
-            "density": (("panel", "y", "x"), density.numpy()),
-            "at": (("arrow", "coordinate"), at.numpy()),
-            "arrows": (("field", "arrow", "coordinate"), field.numpy()),
+            "density": (("panel", "y", "x"), np.stack(shades)),
+            "at": (("arrow", "coordinate"), fields[0][0]),
+            "arrows": (("field", "arrow", "coordinate"), np.stack([vectors for _, vectors in fields])),
             "lines": (("node", "sample", "coordinate"), _nodes(smooth).numpy()),
             "walks": (("step", "walker", "coordinate"), _nodes(rough).numpy()),
         },

@@ -133,7 +133,7 @@ def _score(run: Run, data: Any, chosen: Namespace, jobs: dict[str, Job], what: s
 
 def _row(run: Run, data: Any, chosen: Namespace, name: str, job: Job) -> dict[str, Any]:
     """Compute one row and keep it."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from sdegen.train.interrupt import cpu_threads
 

@@ -114,7 +114,7 @@ def _sample(
     run: Run, data: Any, model: Any, chosen: Namespace, settings: dict[str, Any], cond: Any, out: Path | None
 ) -> None:
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from sdegen.train.interrupt import cpu_threads
 

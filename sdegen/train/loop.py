@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sdegen.data import Dataset
 from sdegen.runs import STATE, Run

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sdegen import plots
+from sdegen.plane import Plane, field, planes, raster
 from sdegen.plots import Dot, Panel, Series
 from sdegen.style import COLORS, MODELS, looks, save, style, svg
 
@@ -40,13 +41,18 @@ FIGURES = {
         breaks=[2],
         on=on,
     ),
-    "flow": lambda on=None: plots.flow(
-        np.random.default_rng(0).random((2, 20, 20)),
-        (-1, 1, -1, 1),
-        ["early", "late"],
-        arrows=(np.zeros((4, 2)), np.ones((1, 4, 2))),
-        paths=np.random.default_rng(1).normal(size=(10, 3, 2)),
-        twins=np.zeros((10, 1, 2)),
+    "planes": lambda on=None: planes(
+        [
+            Plane("early", np.random.default_rng(0).random((20, 20)), (np.zeros((4, 2)), np.ones((4, 2)))),
+            Plane(
+                "late",
+                points=np.zeros((5, 2)),
+                twins=np.zeros((10, 1, 2)),
+                paths=np.random.default_rng(1).normal(size=(10, 3, 2)),
+                steps={"euler": np.ones((4, 2, 2)), "heun": np.zeros((3, 2, 2))},
+                note="below",
+            ),
+        ],
         on=on,
     ),
 }
@@ -96,6 +102,16 @@ def test_alternative_text_is_escaped():
 
 def test_text_stays_text():
     assert "solver3" in svg(FIGURES["lines"](), "x")
+
+
+def test_a_plane_is_drawn_where_its_numbers_say():
+    """Rows of a raster are read from the bottom, and an arrow stands where its field was asked."""
+    figure = planes([Plane(density=raster(lambda z: z[:, 1].exp(), reach=1.0, size=5))], reach=1.0)
+    shades = figure.axes[0].images[0]
+    assert shades.origin == "lower"
+    assert np.all(np.diff(shades.get_array()[:, 0]) > 0)
+    at, vectors = field(lambda z: 2 * z, reach=1.0, size=3)
+    assert np.array_equal(vectors, 2 * at)
 
 
 def test_looks_differ_without_colour():
