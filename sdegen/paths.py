@@ -51,6 +51,7 @@ from torch import Tensor
 
 from sdegen.schedules import (
     Cosine,
+    Learned,
     LinearBeta,
     LinearLogSNR,
     SameAlpha,
@@ -74,6 +75,7 @@ __all__ = [
     "Curve",
     "Flow",
     "GaussianPath",
+    "Learned",
     "LinearBeta",
     "LinearLogSNR",
     "Parabola",

@@ -9,6 +9,7 @@ about the scale of z (that is the curve's part, see :mod:`sdegen.paths`). All of
     Sigmoid        logsnr = log sinh(w (1 - t)) - log sinh(w t) + c
     LinearBeta     logsnr = -log(exp(B) - 1), B = INT beta          the VP-SDE
     Table          the same with B from a table of T levels         Ho's DDPM
+    Learned        logsnr through given values              a clock that was fitted
     SameAlpha      logsnr = 2 u + log(1 + exp(-u))                  the clock of sub-VP from that of VP, u
 
 The formulas are arranged so that nothing is lost at either end: 1 - t is exact for t > 1/2, so what vanishes at the
@@ -22,13 +23,17 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from sdegen.splines import RisingSpline
+
 __all__ = [
     "Cosine",
+    "Learned",
     "LinearBeta",
     "LinearLogSNR",
     "SameAlpha",
@@ -273,22 +278,13 @@ class LinearBeta(_Decay):
 
 @dataclass(frozen=True, repr=False)
 class Table(_Decay):
-    """B(i/T) from a table, and in between the monotone C1 rational quadratic, whose inverse is a quadratic equation.
-
-    With u in [0, 1] the way through an interval, s its secant and p, q the slopes at its ends,
-
-        B = B_i + (B_{i+1} - B_i) [s u^2 + p u (1 - u)] / [s + (p + q - 2 s) u (1 - u)].
-
-    The slope at a level is the harmonic mean of the secants beside it, and at both ends the linear extrapolation of the
-    slopes, which is 2 s^2 / (s + s') for s' the secant next to s: positive, so logsnr falls strictly.
+    """B(i/T) from a table, and in between the :class:`sdegen.splines.RisingSpline`, so that logsnr falls strictly.
 
     Args:
         decays: B(i/T) = -log alpha-bar_i for i = 1..T, positive and strictly rising; ``Tabulated`` computes them.
 
     Raises:
         ValueError: if there are fewer than two levels, or they do not rise strictly.
-
-    Reference: Gregory and Delbourgo 1982, doi:10.1093/imanum/2.2.123; Durkan et al. 2019, arXiv:1906.04032.
     """
 
     decays: tuple[float, ...]
@@ -307,43 +303,57 @@ class Table(_Decay):
         return 1 / len(self.decays)
 
     @cached_property
-    def _intervals(self) -> Tensor:
-        """(4, T): B at the left end, and per interval rise (its secant too, in units of 1/T), left and right slope."""
-        nodes = torch.tensor((0.0, *self.decays), dtype=torch.float64)
-        rise = nodes.diff()
-        inner = 2 / (1 / rise[1:] + 1 / rise[:-1])
-        first, last = 2 * rise[0] ** 2 / (rise[0] + rise[1]), 2 * rise[-1] ** 2 / (rise[-1] + rise[-2])
-        slopes = torch.cat([first[None], inner, last[None]])
-        return torch.stack([nodes[:-1], rise, slopes[:-1], slopes[1:]])
-
-    def _at(self, i: Tensor) -> Tensor:
-        """Columns of the table, (4, *i.shape)."""
-        return self._intervals.to(i.device).index_select(1, i.reshape(-1)).reshape(4, *i.shape)
-
-    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        levels = len(self.decays)
-        way = t.double() * levels
-        i = way.floor().clamp(0, levels - 1)
-        return self._at(i.long()), way - i
+    def _spline(self) -> RisingSpline:
+        return RisingSpline(torch.tensor((0.0, *self.decays), dtype=torch.float64))
 
     def decay(self, t: Tensor) -> Tensor:
-        (start, s, p, q), u = self._locate(t)
-        return (start + s * u * (s * u + p * (1 - u)) / (s + (p + q - 2 * s) * u * (1 - u))).to(t)
+        return self._spline(t)
 
     def beta(self, t: Tensor) -> Tensor:
-        (_, s, p, q), u = self._locate(t)
-        top, bottom = q * u**2 + 2 * s * u * (1 - u) + p * (1 - u) ** 2, s + (p + q - 2 * s) * u * (1 - u)
-        return (len(self.decays) * s**2 * top / bottom**2).to(t)
+        return self._spline.slope(t)
 
     def time_of_decay(self, decay: Tensor) -> Tensor:
-        levels, target = len(self.decays), decay.double()
-        i = torch.bucketize(target, self._intervals[0, 1:].to(decay.device), right=True)
-        start, s, p, q = self._at(i)
-        gone = torch.minimum(target - start, s)  # beyond the last level there is no time
-        bend = gone * (p + q - 2 * s)
-        b = s * p - bend
-        root = torch.sqrt((b**2 + 4 * s * gone * (s * (s - p) + bend)).clamp(min=0))
-        return ((i.double() + 2 * s * gone / (b + root)) / levels).to(decay)
+        return self._spline.inverse(decay)
+
+
+@dataclass(frozen=True, repr=False)
+class Learned(Schedule):
+    """logsnr through given values at t = 0, 1/K, ..., 1, smooth and falling in between: a schedule as data.
+
+    What :class:`sdegen.adaptive.LearnedClock` has found is kept as one; any other clock that was fitted can be.
+
+    Args:
+        logsnrs: K + 1 finite values, strictly falling, K at least 2.
+
+    Raises:
+        ValueError: if they are fewer than three, or do not fall strictly.
+
+    >>> Learned((8.0, 3.0, 1.0, -5.0)).logsnr(torch.tensor(1 / 3).double())
+    tensor(3.0000, dtype=torch.float64)
+    """
+
+    logsnrs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.logsnrs) >= 3, f"a learned schedule needs at least 3 values, got {len(self.logsnrs)}")
+        falling = all(math.inf > a > b > -math.inf for a, b in pairwise(self.logsnrs))
+        require(falling, "a learned schedule needs finite values of logsnr that fall strictly")
+
+    def __repr__(self) -> str:
+        return f"Learned({len(self.logsnrs)} values, logsnr {self.logsnrs[0]:.6g}..{self.logsnrs[-1]:.6g})"
+
+    @cached_property
+    def _spline(self) -> RisingSpline:
+        return RisingSpline(-torch.tensor(self.logsnrs, dtype=torch.float64))
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        return -self._spline(t)
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        return -self._spline.slope(t)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        return self._spline.inverse(-logsnr)
 
 
 @dataclass(frozen=True)
