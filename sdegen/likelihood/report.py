@@ -7,13 +7,20 @@ reduce, and the *data's*, which only more data reduce), the network calls spent,
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["LikelihoodReport"]
+from sdegen.likelihood.scoring import beyond
+from sdegen.results import Result
+
+__all__ = ["LikelihoodReport", "gap", "merged"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,36 @@ class LikelihoodReport:
             "note": self.note,
         }
 
+    def to_result(self, **more: Any) -> Result:
+        """For an HDF5 file: the values of the examples, the parts, and everything else as attributes.
+
+        Args:
+            more: further attributes.
+        """
+        facts = self.to_dict()
+        parts = facts.pop("parts")
+        return Result(
+            {
+                "nats": (("example",), self.values.numpy(), {"unit": "nat"}),
+                "part": (("part",), np.array(list(parts), dtype=object)),
+                "mean": (("part",), np.array(list(parts.values()), dtype=float), {"unit": "nat"}),
+            },
+            {**facts, **more},
+        )
+
+    @classmethod
+    def from_result(cls, found: Result) -> LikelihoodReport:
+        """What :meth:`to_result` made, also after it has been in a file."""
+        kept = dict(found.attributes)
+        given: dict[str, Any] = {f.name: kept.get(f.name) for f in fields(cls)}
+        given["values"] = torch.from_numpy(np.array(found["nats"], dtype=np.float64))
+        given["parts"] = dict(zip(found["part"].tolist(), found["mean"].tolist(), strict=True))
+        if isinstance(kept["settings"], str):
+            given["settings"] = json.loads(kept["settings"])
+        if given["logsnr"] is not None:
+            given["logsnr"] = tuple(float(end) for end in kept["logsnr"])
+        return cls(**given)
+
     def __str__(self) -> str:
         sign = {"exact": "=", "upper bound": "<=", "estimate": "~"}[self.kind]
         what = "-log P(x)" if self.of == "probability" else "-log p(x)"
@@ -141,3 +178,59 @@ class LikelihoodReport:
         lines.append(f"  dequantizer {self.dequantizer}, bin width {self.bin_width}, seed {self.seed}")
         lines.append("  " + ", ".join(f"{name}={value}" for name, value in self.settings.items()))
         return "\n".join([*lines, *([f"  note: {self.note}"] if self.note else [])])
+
+
+def merged(reports: Sequence[LikelihoodReport]) -> LikelihoodReport:
+    """One report of several, by the same method, on data that follow each other; their noises are independent.
+
+    >>> from sdegen import VPSDE, bound, oracle
+    >>> truth = oracle("mixture2d")
+    >>> x = truth.sample(6, seed=0)
+    >>> report = merged([bound(VPSDE(truth), part, draws=4) for part in x.split(3)])
+    >>> len(report.values), report.forward
+    (6, 8.0)
+    """
+    first, sizes = reports[0], torch.tensor([len(r.values) for r in reports], dtype=torch.float64)
+    values, n = torch.cat([r.values for r in reports]), int(sizes.sum())
+
+    def mean(numbers: Sequence[float]) -> float:
+        return float((torch.tensor(numbers, dtype=torch.float64) * sizes).sum()) / n
+
+    noise = float((torch.tensor([r.estimator_se for r in reports], dtype=torch.float64) * sizes).square().sum())
+    spread = values.var() if n > 1 else torch.tensor(math.nan)
+    errors = [r.solver_error for r in reports]
+    return replace(
+        first,
+        values=values,
+        parts={name: mean([r.parts[name] for r in reports]) for name in first.parts},
+        estimator_se=math.sqrt(noise) / n,
+        data_se=beyond(spread, torch.tensor(0.0 if math.isnan(noise) else noise / n), n),
+        solver_error=None if None in errors else mean([e for e in errors if e is not None]),
+        forward=mean([r.forward for r in reports]),
+        vjp=mean([r.vjp for r in reports]),
+        jvp=mean([r.jvp for r in reports]),
+        seconds=sum(r.seconds for r in reports),
+        settings={name: _either([r.settings[name] for r in reports]) for name in first.settings},
+        note="; ".join(dict.fromkeys(r.note for r in reports if r.note)),
+    )
+
+
+def _either(values: Sequence[Any]) -> Any:
+    """A setting that all have, or the range of one that was adapted to the data."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    try:
+        return f"{min(values)} to {max(values)}"
+    except TypeError:
+        return list(dict.fromkeys(map(str, values)))
+
+
+def gap(one: LikelihoodReport, other: LikelihoodReport) -> tuple[float, float]:
+    """How much larger one number is than another on the same examples, nats, and the standard error of that.
+
+    Examples are compared with themselves, so that what differs between examples drops out; where one report has fewer
+    examples, they are the other's first.
+    """
+    n = min(len(one.values), len(other.values))
+    apart = one.values[:n] - other.values[:n]
+    return float(apart.mean()), float(apart.std()) / math.sqrt(n) if n > 1 else math.nan
