@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from sdegen import figures, results
+from sdegen import figures, pages, results
 from sdegen.comparison import best
 from sdegen.files import write_bytes
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
-from sdegen.style import SUPERSCRIPT, Canvas, save, svg
+from sdegen.style import Canvas, save, svg
 
 __all__ = ["build", "picture", "read_all"]
 
@@ -56,8 +52,7 @@ def build(folder: Path | str, out: Path | str | None = None) -> Path:
     """
     run = Run.open(folder)
     page = Path(out) if out is not None else run / "report.html"
-    context = _context(run.manifest, read_all(run))
-    write_bytes(page, _environment().get_template("demo.html.j2").render(context))
+    write_bytes(page, pages.render("demo.html.j2", _context(run.manifest, read_all(run))))
     return page
 
 
@@ -111,7 +106,7 @@ def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[s
         "commit": manifest.get("commit"),
         "program": f"sdegen {version}" if version else "sdegen",
         "command": " ".join([Path(command.split(" ")[0]).name, *command.split(" ")[1:]]),
-        "created": f"{datetime.fromisoformat(manifest['created']):%-d %B %Y, %H:%M} UTC",
+        "created": pages.moment(manifest["created"]),
         "budget": BUDGET,
         "solvers": len(set(found["errors"]["solver"])) if "errors" in found else 0,
         "trained": sum(seconds for stage, seconds in stages.items() if stage.startswith("Train")),
@@ -291,63 +286,6 @@ GLOSSARY = {
     "pathwise error": "root mean square distance from where the equation takes the same noise, in units of the data",
     "sliced Wasserstein": "distance of two clouds of points, root mean square over the directions of view",
 }
-
-
-# --- Formatting -------------------------------------------------------------------------------------------------------
-
-
-def fixed(value: float, digits: int = 3) -> str:
-    """A number with so many decimals; a dash where there is none.
-
-    >>> fixed(1.75449), fixed(float("nan"))
-    ('1.754', '–')
-    """
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def sig(value: float, digits: int = 2) -> str:
-    """A number with so many significant digits, and powers of ten only where it is tiny.
-
-    >>> sig(0.08534), sig(1.7551), sig(0.0000034)
-    ('0.085', '1.8', '3.4·10⁻⁶')
-    """
-    if not math.isfinite(value) or value == 0:
-        return "–"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if decimals < 6:
-        return f"{value:.{decimals}f}"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, a real minus among them; see :func:`fixed`.
-
-    >>> signed(-0.01234), signed(0.5)
-    ('−0.012', '+0.500')
-    """
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def whole(value: float) -> str:
-    """A count; a dash for none.
-
-    >>> whole(1234.0), whole(0)
-    ('1,234', '–')
-    """
-    return f"{value:,.0f}" if value else "–"
-
-
-def _environment() -> jinja2.Environment:
-    """Templates with every value escaped; a name that does not exist is an error and not an empty string."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sdegen"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(fixed=fixed, sig=sig, whole=whole, signed=signed)
-    css = resources.files("sdegen").joinpath("templates", "page.css").read_text(encoding="utf-8")
-    environment.globals["css"] = Markup(css)
-    return environment
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sdegen import report, results
+from sdegen import pages, report, results
 from sdegen.files import DamagedFile
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
@@ -204,5 +204,5 @@ def test_bad_runs_get_one_line(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [1e-9, 0.0034, 0.5, 12.3, 4567.0])
 def test_significant_digits(value):
-    text = report.sig(value, 2).replace("·10", "e").translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
+    text = pages.sig(value, 2).replace("·10", "e").translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789"))
     assert float(text) == pytest.approx(value, rel=0.05)
