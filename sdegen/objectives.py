@@ -13,28 +13,47 @@ because errors in eps, x0, v and score are one error in different units,
 * the *parametrization* says what the network returns, and is a change of variables inside the denoiser.
 
 A paper's loss "W(logsnr) |eps - eps_hat|^2 at uniform times" has w = W p_t with p_t the density of logsnr under uniform
-times, which is how ``simple`` (W = 1), min-SNR and P2 depend on the schedule and the others do not. Where w falls with
-logsnr, L_w is the bound of noise-augmented data, averaged over the augmentation.
+times, which is how ``simple`` (W = 1), min-SNR and P2 depend on the schedule and the others do not.
+
+**Which bound is it?** Let L(l) = 1/2 E INT_{l_min}^l |eps - eps_hat|^2 d logsnr, the latent term of data to which noise
+of level l was added. Integration by parts gives
+
+    L_w = w(l_max) L(l_max) + INT (-w'(l)) L(l) dl.
+
+Where w falls, both parts are positive, and L_w / w(l_min) is an average of bounds: the bound of *noise-augmented* data,
+with the noise level drawn with the density -w' / w(l_min), and a share w(l_max) / w(l_min) of them left clean. Where w
+rises it is no bound: there a better L(l) makes the loss worse. ``print(OBJECTIVES["edm"])`` says which it is.
 
 On the atoms of a DDPM the same formulas hold with d logsnr replaced by the atoms' mass and p_t by the share of the
 times that each atom has; ``simple`` then is the plain mean over the T levels.
 
-References: Kingma and Gao 2023, arXiv:2303.00848 (one weighting; table 1); Ho et al. 2020, arXiv:2006.11239, eq. 14;
-Hang et al. 2023, arXiv:2303.09556 (min-SNR); Choi et al. 2022, arXiv:2204.00227 (P2); Karras et al. 2022,
-arXiv:2206.00364, table 1; Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (low-discrepancy times).
+References: Kingma and Gao 2023, arXiv:2303.00848 (one weighting; table 1; the augmentation, section 4); Ho et al. 2020,
+arXiv:2006.11239, eq. 14; Hang et al. 2023, arXiv:2303.09556 (min-SNR); Choi et al. 2022, arXiv:2204.00227 (P2); Karras
+et al. 2022, arXiv:2206.00364, table 1.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.special import ndtr, ndtri
 
+from sdegen.adaptive import LearnedClock, SecondMoment
+from sdegen.densities import (
+    Density,
+    Hyperbolic,
+    Logistic,
+    Normal,
+    Spectrum,
+    UniformLogSNR,
+    UniformTime,
+    low_discrepancy,
+    stratified,
+)
+from sdegen.paths import VP, Cosine
 from solvers.problem import Path
 
 __all__ = [
@@ -42,6 +61,7 @@ __all__ = [
     "ELBO",
     "OBJECTIVES",
     "P2",
+    "Augmentation",
     "Bound",
     "Density",
     "EDMWeighting",
@@ -71,6 +91,9 @@ class Bound:
     def __call__(self, logsnr: Tensor, own: Tensor) -> Tensor:
         return torch.ones_like(logsnr)
 
+    def __str__(self) -> str:
+        return "1"
+
 
 @dataclass(frozen=True)
 class Simple:
@@ -79,6 +102,9 @@ class Simple:
     def __call__(self, logsnr: Tensor, own: Tensor) -> Tensor:
         return own
 
+    def __str__(self) -> str:
+        return "p_t"
+
 
 @dataclass(frozen=True)
 class VelocityMSE:
@@ -86,6 +112,9 @@ class VelocityMSE:
 
     def __call__(self, logsnr: Tensor, own: Tensor) -> Tensor:
         return own * (1 + (-logsnr).exp())
+
+    def __str__(self) -> str:
+        return "p_t (1 + exp(-logsnr))"
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,9 @@ class MinSNR:
     def __call__(self, logsnr: Tensor, own: Tensor) -> Tensor:
         return own * (self.kappa * (-logsnr).exp()).clamp(max=1.0)
 
+    def __str__(self) -> str:
+        return f"p_t min(1, {self.kappa:g} exp(-logsnr))"
+
 
 @dataclass(frozen=True)
 class P2:
@@ -107,6 +139,9 @@ class P2:
 
     def __call__(self, logsnr: Tensor, own: Tensor) -> Tensor:
         return own * (self.k + logsnr.exp()) ** -self.gamma
+
+    def __str__(self) -> str:
+        return f"p_t ({self.k:g} + exp(logsnr))^-{self.gamma:g}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +159,9 @@ class EDMWeighting:
         normal = (-0.5 * ((logsnr - self.mean) / self.std).square()).exp() / (self.std * math.sqrt(2 * math.pi))
         return normal * ((-logsnr).exp() / self.sigma_data**2 + 1)
 
+    def __str__(self) -> str:
+        return f"N(logsnr; {self.mean:g}, {self.std:g}^2) (1 + exp(-logsnr) / {self.sigma_data:g}^2)"
+
 
 @dataclass(frozen=True)
 class SigmoidWeighting:
@@ -134,145 +172,47 @@ class SigmoidWeighting:
     def __call__(self, logsnr: Tensor, own: Tensor) -> Tensor:
         return torch.sigmoid(self.b - logsnr)
 
+    def __str__(self) -> str:
+        return f"sigmoid({self.b:g} - logsnr)"
 
-class Density(ABC):
-    """A probability density on the noise levels of a path, as a map from uniform numbers to times.
 
-    u = 0 is the cleanest time and u = 1 the noisiest.
+@dataclass(frozen=True)
+class Augmentation:
+    """What a weighting asks for on a path: which data, with how much noise added, the loss is the bound of.
+
+    Attributes:
+        weighting: w in words.
+        path: on which.
+        logsnr: its noisy and its clean end.
+        falls: whether w falls (or stays) everywhere in between: only then is it a bound.
+        rises_to: the largest logsnr that w rises to, NaN where it falls everywhere.
+        clean: share of the data without noise, w(l_max) / w(l_min); NaN where w rises.
+        noise: standard deviation sigma / alpha of the noise that 10, 50 and 90 % of the data have less of; NaN where w
+            rises.
     """
 
-    @abstractmethod
-    def time(self, u: Tensor, path: Path) -> Tensor:
-        """The time below which a share ``u`` of the draws lies."""
+    weighting: str
+    path: str
+    logsnr: tuple[float, float]
+    falls: bool
+    rises_to: float
+    clean: float
+    noise: tuple[float, float, float]
 
-    @abstractmethod
-    def cdf(self, t: Tensor, path: Path) -> Tensor:
-        """The share of draws below ``t``: the inverse of :meth:`time`."""
-
-    @abstractmethod
-    def pdf(self, t: Tensor, path: Path) -> Tensor:
-        """Density per unit of logsnr at ``t``."""
-
-
-@dataclass(frozen=True)
-class UniformTime(Density):
-    """The path's own clock: t uniform in [t_min, t_max]."""
-
-    def time(self, u: Tensor, path: Path) -> Tensor:
-        return path.t_min + (path.t_max - path.t_min) * u
-
-    def cdf(self, t: Tensor, path: Path) -> Tensor:
-        return (t - path.t_min) / (path.t_max - path.t_min)
-
-    def pdf(self, t: Tensor, path: Path) -> Tensor:
-        speed = path.g2(t) / path.sigma(t).square()  # |d logsnr / dt|
-        return 1 / (speed * (path.t_max - path.t_min))
-
-
-class _OfLogSNR(Density):
-    """A density of logsnr cut off at the ends of the path; subclasses give it on the whole line."""
-
-    @abstractmethod
-    def _below(self, logsnr: Tensor) -> Tensor:
-        """Distribution function."""
-
-    @abstractmethod
-    def _quantile(self, q: Tensor) -> Tensor:
-        """Its inverse."""
-
-    @abstractmethod
-    def _density(self, logsnr: Tensor) -> Tensor:
-        """Its derivative."""
-
-    def _ends(self, path: Path, like: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = path.logsnr(torch.tensor([path.t_max, path.t_min], dtype=torch.float64)).to(like.device)
-        return self._below(low), self._below(high)
-
-    def time(self, u: Tensor, path: Path) -> Tensor:
-        low, high = self._ends(path, u)
-        return path.time(self._quantile(high - u * (high - low))).clamp(path.t_min, path.t_max)
-
-    def cdf(self, t: Tensor, path: Path) -> Tensor:
-        low, high = self._ends(path, t)
-        return (high - self._below(path.logsnr(t))) / (high - low)
-
-    def pdf(self, t: Tensor, path: Path) -> Tensor:
-        low, high = self._ends(path, t)
-        return self._density(path.logsnr(t)) / (high - low)
-
-
-@dataclass(frozen=True)
-class UniformLogSNR(_OfLogSNR):
-    """logsnr uniform between the ends: the bound's integrand is then weighted by a constant."""
-
-    def _below(self, logsnr: Tensor) -> Tensor:
-        return logsnr
-
-    def _quantile(self, q: Tensor) -> Tensor:
-        return q
-
-    def _density(self, logsnr: Tensor) -> Tensor:
-        return torch.ones_like(logsnr)
-
-
-@dataclass(frozen=True)
-class Hyperbolic(_OfLogSNR):
-    """p = sech(logsnr / 2) / 2 pi: what the cosine schedule draws at uniform times."""
-
-    def _below(self, logsnr: Tensor) -> Tensor:
-        return 2 / math.pi * torch.atan((0.5 * logsnr).exp())
-
-    def _quantile(self, q: Tensor) -> Tensor:
-        return 2 * torch.tan(0.5 * math.pi * q).log()
-
-    def _density(self, logsnr: Tensor) -> Tensor:
-        return 1 / (2 * math.pi * torch.cosh(0.5 * logsnr))
-
-
-@dataclass(frozen=True)
-class Logistic(_OfLogSNR):
-    """logsnr logistic: sigmoid-shaped distribution function."""
-
-    mean: float = 0.0
-    scale: float = 2.0
-
-    def _below(self, logsnr: Tensor) -> Tensor:
-        return torch.sigmoid((logsnr - self.mean) / self.scale)
-
-    def _quantile(self, q: Tensor) -> Tensor:
-        return self.mean + self.scale * torch.logit(q)
-
-    def _density(self, logsnr: Tensor) -> Tensor:
-        p = self._below(logsnr)
-        return p * (1 - p) / self.scale
-
-
-@dataclass(frozen=True)
-class Normal(_OfLogSNR):
-    """logsnr normal: EDM draws log sigma ~ N(-1.2, 1.2^2), which is the default here."""
-
-    mean: float = 2.4
-    std: float = 2.4
-
-    def _below(self, logsnr: Tensor) -> Tensor:
-        return ndtr((logsnr - self.mean) / self.std)
-
-    def _quantile(self, q: Tensor) -> Tensor:
-        return self.mean + self.std * ndtri(q)
-
-    def _density(self, logsnr: Tensor) -> Tensor:
-        u = (logsnr - self.mean) / self.std
-        return (-0.5 * u.square()).exp() / (self.std * math.sqrt(2 * math.pi))
-
-
-DENSITIES: dict[str, Density] = {
-    "logsnr": UniformLogSNR(),
-    "time": UniformTime(),
-    "hyperbolic": Hyperbolic(),
-    "logistic": Logistic(),
-    "normal": Normal(),
-}
-"""Sampling densities by name."""
+    def __str__(self) -> str:
+        low, high = self.logsnr
+        if not self.falls:
+            top = "everywhere" if self.rises_to >= high - 1e-9 else f"up to logsnr {round(self.rises_to, 2) + 0.0:.2f}"
+            what = f"not monotone: w rises {top}, and the loss is no bound"
+        elif self.clean > 1 - 1e-9:
+            what = "w is constant: the bound of the data themselves"
+        else:
+            few, half, most = (f"{std:.3g}" for std in self.noise)
+            what = (
+                f"w falls: the bound of data with noise added, sigma / alpha below {few}, {half} and {most} in 10, 50 "
+                f"and 90 % of them, none in {100 * self.clean:.2g} %"
+            )
+        return f"w(logsnr) = {self.weighting}\n  logsnr from {low:.2f} to {high:.2f}, {self.path}\n  {what}"
 
 
 @dataclass(frozen=True)
@@ -285,15 +225,44 @@ class Objective:
 
     >>> OBJECTIVES["simple"]
     Objective(weighting=Simple(), density=UniformTime())
+    >>> print(OBJECTIVES["edm"].describe(VP(Cosine())))
+    w(logsnr) = N(logsnr; 2.4, 2.4^2) (1 + exp(-logsnr) / 0.5^2)
+      logsnr from -10.14 to 12.91, GaussianPath(curve=Circle(), schedule=Cosine(shift=0.0), t_min=0.001, t_max=0.996)
+      not monotone: w rises up to logsnr -3.31, and the loss is no bound
     """
 
     weighting: Weighting = Bound()
-    density: Density = UniformLogSNR()
+    density: Density = field(default_factory=UniformLogSNR)
 
     @property
     def is_bound(self) -> bool:
         """Whether the loss is the latent term of the variational bound."""
         return self.weighting == Bound()
+
+    def describe(self, path: Path, nodes: int = 4001) -> Augmentation:
+        """Whether the weighting falls on a path, and so which noise-augmented data it is the bound of.
+
+        Args:
+            path: its ends limit the weighting, and its clock decides p_t.
+            nodes: levels at which w is looked at.
+        """
+        ends = path.logsnr(torch.tensor([path.t_max, path.t_min], dtype=torch.float64))
+        logsnr = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, nodes, dtype=torch.float64))
+        t = path.time(logsnr).clamp(path.t_min, path.t_max)
+        w = self.weighting(logsnr, UniformTime().pdf(t, path))
+        rising = w.diff() > 1e-9 * w.max()
+        about = {"weighting": str(self.weighting), "path": repr(path), "logsnr": (float(ends[0]), float(ends[1]))}
+        if bool(rising.any()):
+            top = float(logsnr[1:][rising][-1])
+            return Augmentation(**about, falls=False, rises_to=top, clean=math.nan, noise=(math.nan, math.nan, math.nan))
+        left = (w / w[0]).cummin(0).values  # share with less noise than the level
+        places = torch.searchsorted(-left, -torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+        std = torch.exp(-0.5 * logsnr[places.clamp(max=nodes - 1)]).where(places < nodes, 0.0)
+        few, half, most = std.tolist()
+        return Augmentation(**about, falls=True, rises_to=math.nan, clean=float(left[-1]), noise=(few, half, most))
+
+    def __str__(self) -> str:
+        return f"{self.describe(VP(Cosine()))}\n  drawn with {self.density!r}"
 
 
 ELBO = Objective()
@@ -309,22 +278,15 @@ OBJECTIVES: dict[str, Objective] = {
 }
 """Objectives by name, each with the density that suits it."""
 
-
-def low_discrepancy(n: int, generator: torch.Generator) -> Tensor:
-    """u_i = (u + i / n) mod 1: n uniform numbers that share one shift, evenly spread over a batch; (n,), float64."""
-    device = generator.device
-    shift = torch.rand((), generator=generator, device=device, dtype=torch.float64)
-    return (shift + torch.arange(n, device=device, dtype=torch.float64) / n) % 1.0
-
-
-def stratified(n: int, draws: int, generator: torch.Generator) -> Tensor:
-    """u_{i,k} uniform in [k / draws, (k + 1) / draws): for each of n examples one number in each of ``draws`` strata.
-
-    All numbers are independent, so that the spread between examples or repeats is an honest standard error.
-
-    Returns:
-        (n * draws,), float64, the draws of one example side by side.
-    """
-    device = generator.device
-    inside = torch.rand((n, draws), generator=generator, device=device, dtype=torch.float64)
-    return ((inside + torch.arange(draws, device=device, dtype=torch.float64)) / draws).flatten()
+DENSITIES: dict[str, Callable[[Tensor], Density]] = {
+    "logsnr": lambda x: UniformLogSNR(),
+    "time": lambda x: UniformTime(),
+    "hyperbolic": lambda x: Hyperbolic(),
+    "logistic": lambda x: Logistic(),
+    "normal": lambda x: Normal(),
+    "importance": lambda x: Spectrum(),
+    "spectrum": Spectrum.of,
+    "second-moment": lambda x: SecondMoment(),
+    "learned": lambda x: LearnedClock(),
+}
+"""Sampling densities by name, made from training data (N, *event): a new one at each call, for some of them learn."""

@@ -13,6 +13,7 @@ decoder, an objective) is a key of a dictionary in the module that owns the thin
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -30,7 +31,7 @@ from sdegen.decoders import (
 )
 from sdegen.denoiser import PARAMETRIZATIONS, Denoiser
 from sdegen.models import VAE, VPSDE, GaussianDiffusion, LatentVariableModel
-from sdegen.objectives import OBJECTIVES
+from sdegen.objectives import DENSITIES, OBJECTIVES, Objective
 from sdegen.paths import PATHS
 from solvers.problem import Path
 from solvers.solve import find
@@ -58,6 +59,7 @@ def vpsde(
     path: str = "auto",
     decoder: str = "auto",
     objective: str = "elbo",
+    density: str = "auto",
 ) -> GaussianDiffusion:
     """The continuous-time diffusion.
 
@@ -71,10 +73,12 @@ def vpsde(
         decoder: softmax, posterior, rounding (grey levels), gaussian or tweedie (densities); auto is softmax or
             gaussian.
         objective: elbo for likelihoods; simple, v-mse, min-snr, p2, edm or sigmoid for looks.
+        density: where noise levels are drawn, logsnr, time, hyperbolic, logistic, normal, importance, spectrum,
+            second-moment or learned; auto is the one that goes with the objective.
     """
     denoiser, chosen = _denoiser(data, network, classes, predicts), _path(path)
     ends = None if decoder == "auto" else find(decoder, DECODERS, "decoder")(data.bins)
-    aim = find(objective, OBJECTIVES, "objective")
+    aim = _objective(objective, density, data)
     return VPSDE(denoiser, chosen, decoder=ends, objective=aim, event_shape=data.event_shape)
 
 
@@ -89,6 +93,7 @@ def ddpm(
     path: str = "auto",
     decoder: str = "auto",
     objective: str = "elbo",
+    density: str = "auto",
 ) -> GaussianDiffusion:
     """The diffusion with T levels; T can be changed later, with the same weights.
 
@@ -104,11 +109,13 @@ def ddpm(
         decoder: softmax, posterior, rounding (grey levels), gaussian or tweedie (densities); auto is softmax or
             gaussian.
         objective: elbo for likelihoods; simple, v-mse, min-snr, p2, edm or sigmoid for looks.
+        density: where noise levels are drawn, logsnr, time, hyperbolic, logistic, normal, importance, spectrum,
+            second-moment or learned; auto is the one that goes with the objective.
     """
     if T < 1:
         raise ValueError(f"T must be at least 1, not {T}")
-    continuous = vpsde(data, network, classes, predicts=predicts, path=path, decoder=decoder, objective=objective)
-    return continuous.discretize(T, variance=variance)
+    same = {"predicts": predicts, "path": path, "decoder": decoder, "objective": objective, "density": density}
+    return vpsde(data, network, classes, **same).discretize(T, variance=variance)
 
 
 def vae(
@@ -162,6 +169,11 @@ def _denoiser(data: Dataset, network: Network, classes: int, predicts: str) -> D
 
 def _path(name: str) -> Path | None:
     return None if name == "auto" else find(name, PATHS, "path")()
+
+
+def _objective(name: str, density: str, data: Dataset) -> Objective:
+    aim = find(name, OBJECTIVES, "objective")
+    return aim if density == "auto" else replace(aim, density=find(density, DENSITIES, "density")(data.train))
 
 
 def _grey(bins: Bins | None, what: str) -> Bins:

@@ -75,6 +75,7 @@ class GaussianDiffusion(LatentVariableModel):
             decoder,
             objective,
         )
+        self.density = objective.density  # a density that learns is a part of the model, and saved with it
         self.event_shape = _event_shape(denoiser, event_shape)
         if isinstance(levels, Discrete):
             low, high = float(levels.ts[0]), float(levels.ts[-1])
@@ -175,7 +176,10 @@ class GaussianDiffusion(LatentVariableModel):
         generator = generator_for(generator)
         u = low_discrepancy(len(x), generator).to(x.device)
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
-        nats = self._latent(x, cond, u, noise, self.objective).mean()
+        values = self._latent(x, cond, u, noise, self.objective)
+        nats = values.mean()
+        if self.training:
+            nats = nats + self.density.learn(u, values, self.path)
         if self.objective.is_bound:
             rows = slice(None, None, LOOKS if self.decoder.calls else 1)
             some, labels = x[rows], None if cond is None else cond[rows]

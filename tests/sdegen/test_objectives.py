@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sdegen.levels import Continuous
 from sdegen.objectives import (
-    DENSITIES,
     ELBO,
     OBJECTIVES,
     P2,
@@ -19,6 +18,7 @@ from sdegen.objectives import (
     Objective,
     SigmoidWeighting,
     Simple,
+    UniformTime,
     VelocityMSE,
     Weighting,
     low_discrepancy,
@@ -33,7 +33,7 @@ LOGSNR = torch.linspace(-6, 6, 49, dtype=torch.float64)
 def _shape(w: Weighting, expected: Tensor, path: object = COSINE) -> None:
     """``w`` on the path is proportional to ``expected`` at LOGSNR."""
     t = path.time(LOGSNR)  # type: ignore[attr-defined]
-    own = DENSITIES["time"].pdf(t, path)  # type: ignore[arg-type]
+    own = UniformTime().pdf(t, path)  # type: ignore[arg-type]
     ratio = w(LOGSNR, own) / expected
     torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-9, atol=0)
 
@@ -57,7 +57,7 @@ def test_the_flow_matching_loss_is_the_cosine_velocity_loss() -> None:
     """|u - u_hat|^2 = |eps - eps_hat|^2 / alpha^2 at uniform times of the straight line: w = exp(-logsnr / 2)."""
     path = Flow(t_min=1e-4, t_max=1 - 1e-4)
     t = path.time(LOGSNR)
-    w = DENSITIES["time"].pdf(t, path) / path.alpha(t) ** 2
+    w = UniformTime().pdf(t, path) / path.alpha(t) ** 2
     torch.testing.assert_close(w / w[0], torch.exp(-(LOGSNR - LOGSNR[0]) / 2), rtol=1e-9, atol=0)
 
 
@@ -82,7 +82,7 @@ def test_a_falling_weight_is_a_bound_on_noisier_data(weighting: Weighting) -> No
         return 0.5 * ((1 - x2 / c2) / (1 + rho * c2) + torch.log1p(rho * c2))
 
     def w(l: Tensor) -> Tensor:
-        return weighting(l, DENSITIES["time"].pdf(path.time(l), path))
+        return weighting(l, UniformTime().pdf(path.time(l), path))
 
     low, high = path.logsnr(path.t_max), path.logsnr(path.t_min)
     leaf = l.clone().requires_grad_(True)
