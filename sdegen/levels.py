@@ -16,8 +16,10 @@ variance sigma_Q^2 = sigma_s^2 c and a reverse process of variance sigma_p^2, pu
 
     KL( q(z_s | z_t, x) || p(z_s | z_t) ) = D/2 (r - 1 - log r) + r/2 expm1(l_s - l_t) |eps - eps_hat|^2,
 
-so that r = 1 is Kingma's form, and any other variance (Ho's "fixedlarge" beta among them) pays a constant and a factor:
-it is scored as the model that it is. As T grows the atoms become the continuous measure, from above, at the rate 1/T.
+so that r = 1 is Kingma's form, and any other variance pays a constant and a factor: it is scored as the model that it
+is. The variances have one form, r as a function of a transition: the posterior's, Ho's beta, anything between in
+log-variance (:class:`Interpolated`), the best one for an error that was measured (:class:`Optimal`), any numbers
+(:class:`Given`). As T grows the atoms become the continuous measure, from above, at the rate 1/T.
 
 Integrals are estimated from uniform numbers u in [0, 1): a *sampling density* carries u to a noise level and the
 measure is divided by it, E_u [dm/dp f] = INT f dm, for every density. Stratified u give stratified levels, and with as
@@ -39,8 +41,10 @@ import torch
 from torch import Tensor
 
 from sdegen.objectives import Density, UniformTime, Weighting
+from solvers.analytic import AnalyticDPM, LearnedVariance
 from solvers.ancestral import Ancestral
 from solvers.grids import GRIDS, Grid
+from solvers.integrate import Solver
 from solvers.problem import Path
 from solvers.solve import find
 
@@ -50,8 +54,10 @@ __all__ = [
     "Discrete",
     "Draw",
     "Empty",
+    "Given",
     "Interpolated",
     "Levels",
+    "Optimal",
     "Variance",
     "beta",
     "given",
@@ -59,6 +65,9 @@ __all__ = [
 ]
 
 _CLOCK = UniformTime()
+
+MSE = Callable[[Tensor], Tensor]
+"""logsnr -> E|x - x0_hat|^2 / D, of the shape of logsnr: the squared error per coordinate of the predicted data."""
 
 
 class Draw(NamedTuple):
@@ -76,39 +85,120 @@ class Draw(NamedTuple):
     own: Tensor
 
 
-Variance = Callable[[Path, Tensor, Tensor], Tensor]
-"""``(path, s, t)`` with s, t (T,) -> r = sigma_Q^2 / sigma_p^2 of each transition, (T,), float64."""
+class Variance(ABC):
+    """The variance sigma_p^2 of the reverse process."""
+
+    @abstractmethod
+    def __call__(self, path: Path, s: Tensor, t: Tensor) -> Tensor:
+        """r = sigma_Q^2 / sigma_p^2 of the transitions from t to s, each (T,), float64."""
+
+    def solver(self, ts: Tensor) -> Solver[Any]:
+        """What samples with this variance on the levels ``ts``."""
+        raise ValueError(f"there is no sampler for the reverse variance {self}: choose a solver")
 
 
 @dataclass(frozen=True)
-class Interpolated:
+class Interpolated(Variance):
     """log sigma_p^2 = v log beta + (1 - v) log sigma_Q^2, with beta the variance of q(z_t | z_s).
 
     r = (sigma_s / sigma_t)^(2 v). v = 0 is the posterior's variance ("fixedsmall"), v = 1 is beta ("fixedlarge"), and
-    between lies the family of learned variances. :class:`solvers.ancestral.Ancestral` samples with the same v.
+    between lies the range of learned variances: one v for each transition, as :meth:`fit` finds them.
+
+    Args:
+        v: one number, or one for each transition from the data to the noise.
 
     Reference: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15.
     """
 
-    v: float
+    v: float | tuple[float, ...]
 
     def __call__(self, path: Path, s: Tensor, t: Tensor) -> Tensor:
-        return (path.sigma(s) / path.sigma(t)) ** (2 * self.v)
+        v = torch.tensor(self.v, dtype=torch.float64).to(t)
+        if v.ndim and len(v) != len(t):
+            raise ValueError(f"{len(v)} shares of the range do not fit {len(t)} transitions")
+        return (path.sigma(s) / path.sigma(t)) ** (2 * v)
+
+    @classmethod
+    def fit(cls, path: Path, ts: Tensor, mse: MSE) -> Interpolated:
+        """The v of every transition that minimise the bound: the best variance, held inside the range.
+
+        The bound is convex in r, so that the best r inside a range is the best of all, or the end next to it.
+
+        Args:
+            path: the path.
+            ts: rising times, (T + 1,).
+            mse: E|x - x0_hat|^2 / D at a level.
+        """
+        s, t = ts[:-1], ts[1:]
+        whole = 2 * (path.sigma(s) / path.sigma(t)).log()
+        v = Optimal(mse)(path, s, t).log() / whole
+        return cls(tuple(v.clamp(0, 1).tolist()))
+
+    def solver(self, ts: Tensor) -> Solver[Any]:
+        if isinstance(self.v, float | int):
+            return Ancestral(self.v)
+        shares = torch.tensor(self.v, dtype=torch.float64)
+
+        def share(x: Tensor, t: Tensor) -> Tensor:
+            return shares[torch.searchsorted(ts[1:].contiguous(), t.cpu() - 1e-12).clamp(max=len(shares) - 1)]
+
+        return LearnedVariance(share)
+
+    def __repr__(self) -> str:
+        v = f"{len(self.v)} shares" if isinstance(self.v, tuple) else f"v={self.v}"
+        return f"Interpolated({v})"
 
 
-posterior, beta = Interpolated(0.0), Interpolated(1.0)
+@dataclass(frozen=True, eq=False)
+class Optimal(Variance):
+    """The variance that minimises the bound: the posterior's, and what is not known of x on top.
+
+    sigma_p^2 = sigma_Q^2 + (alpha_s c)^2 m,    1 / r = 1 + (exp l_s - exp l_t) m,    m = E|x - x0_hat(z_t)|^2 / D
+
+    makes the expected divergence D/2 log(1 / r) = D/2 log(1 + (exp l_s - exp l_t) m): of isotropic Gaussian data these
+    terms telescope, and one level is as good as a thousand.
+
+    Args:
+        mse: m as a function of logsnr, of any shape; of a trained model ``profile.mse``, of data with one variance
+            :class:`solvers.analytic.GaussianMSE`. Measure it on other data than those whose bound is reported.
+
+    Reference: Bao et al. 2022, arXiv:2201.06503, theorem 1.
+    """
+
+    mse: MSE
+
+    def __call__(self, path: Path, s: Tensor, t: Tensor) -> Tensor:
+        before, after = path.logsnr(s), path.logsnr(t)
+        return 1 / (1 + before.exp() * -torch.expm1(after - before) * self.mse(after))
+
+    def solver(self, ts: Tensor) -> Solver[Any]:
+        return AnalyticDPM(self.mse)
+
+    def __repr__(self) -> str:
+        return f"Optimal({self.mse})"
 
 
-def given(variances: Tensor) -> Variance:
-    """Any sigma_p^2, one for each transition from the data to the noise, (T,)."""
+@dataclass(frozen=True, eq=False)
+class Given(Variance):
+    """Any sigma_p^2.
 
-    def ratio(path: Path, s: Tensor, t: Tensor) -> Tensor:
-        if variances.shape != t.shape:
-            raise ValueError(f"{tuple(variances.shape)} variances do not fit {len(t)} transitions")
+    Args:
+        variances: one for each transition from the data to the noise, (T,).
+    """
+
+    variances: Tensor
+
+    def __call__(self, path: Path, s: Tensor, t: Tensor) -> Tensor:
+        if self.variances.shape != t.shape:
+            raise ValueError(f"{tuple(self.variances.shape)} variances do not fit {len(t)} transitions")
         kept = -torch.expm1(path.logsnr(t) - path.logsnr(s))
-        return path.sigma(s).square() * kept / variances.to(t)
+        return path.sigma(s).square() * kept / self.variances.to(t)
 
-    return ratio
+    def __repr__(self) -> str:
+        return f"Given({len(self.variances)} variances)"
+
+
+posterior, beta, given = Interpolated(0.0), Interpolated(1.0), Given
 
 
 VARIANCES: dict[str, Variance] = {"posterior": posterior, "beta": beta}
@@ -248,9 +338,7 @@ class Discrete(Levels):
 
     def sampler(self) -> dict[str, Any]:
         """Ancestral sampling on the levels themselves, with the variance that the bound scores."""
-        if not isinstance(self.variance, Interpolated):
-            raise ValueError(f"there is no sampler for the reverse variance {self.variance}: choose a solver")
-        return {"solver": Ancestral(self.variance.v), "ts": self.ts.flip(0)}
+        return {"solver": self.variance.solver(self.ts), "ts": self.ts.flip(0)}
 
     def draw(self, path: Path, u: Tensor, density: Density) -> Draw:
         """Carry u to a time, and the time up to the next atom: an atom is drawn as often as the interval below it."""
