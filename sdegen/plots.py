@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from sdegen.style import FAINT, GREY, INK, MODELS, PIXELS, SUPERSCRIPT, Canvas, Look, looks, styled
+from sdegen.style import FAINT, GREY, INK, MODELS, PIXELS, SUPERSCRIPT, Canvas, Look, curve_id, looks, styled
 
 __all__ = ["Dot", "Panel", "Series", "dots", "gallery", "lines", "mosaic", "strips"]
 
@@ -63,6 +63,7 @@ class Panel:
         floor: (low, high, label) of a band that no curve can be read below.
         marks: label -> ordinate of a thin horizontal line.
         look: label -> look; :func:`looks` by position where missing.
+        front: a broad band behind the curves, along the best of them.
         labels: "end" writes names at the curves' right ends, "" writes none.
         ticks: places of the labels on a logarithmic x and y axis, decades where empty.
         ylim: limits, where the data's own are not wanted.
@@ -76,6 +77,7 @@ class Panel:
     floor: tuple[float, float, str] | None = None
     marks: Mapping[str, float] = field(default_factory=dict)
     look: Mapping[str, Look] = field(default_factory=dict)
+    front: Series | None = None
     labels: str = "end"
     ticks: tuple[Sequence[float], Sequence[float]] = ((), ())
     ylim: tuple[float, float] | None = None
@@ -91,7 +93,7 @@ def lines(panels: Sequence[Panel], *, size: tuple[float, float] = (11, 3.8), on:
         on: draw here in place of a new figure.
     """
     figure = Figure(size) if on is None else on
-    for axes, panel in zip(_row(figure, len(panels)), panels, strict=True):
+    for place, (axes, panel) in enumerate(zip(_row(figure, len(panels)), panels, strict=True)):
         found = {**looks(list(panel.series)), **panel.look}
         _scales(axes, panel.log)
         if panel.floor is not None:
@@ -101,8 +103,10 @@ def lines(panels: Sequence[Panel], *, size: tuple[float, float] = (11, 3.8), on:
         for label, value in panel.marks.items():
             axes.axhline(value, color=GREY, lw=0.8, ls=(0, (2, 2)), zorder=1)
             below = len(panel.marks) > 1 and value == min(panel.marks.values())
-            place = _note(ha="right", va="top" if below else "bottom", size=8)
-            axes.text(0.985, value, f" {label} ", transform=axes.get_yaxis_transform(), **place)
+            note = _note(ha="right", va="top" if below else "bottom", size=8)
+            axes.text(0.985, value, f" {label} ", transform=axes.get_yaxis_transform(), **note)
+        if panel.front is not None:
+            axes.plot(panel.front.x, panel.front.y, color=FAINT, lw=8, solid_capstyle="round", zorder=0.8)
         ends = {}
         for label, curve in panel.series.items():
             x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
@@ -120,6 +124,8 @@ def lines(panels: Sequence[Panel], *, size: tuple[float, float] = (11, 3.8), on:
                 marker="" if thin or len(x) > 40 else look.marker,
                 markeredgecolor="white",
                 markeredgewidth=0.6,
+                zorder=1.5 if thin else 2,
+                gid=curve_id(label.removeprefix("_"), place),
             )
             good = np.isfinite(x) & np.isfinite(y)
             if not thin and good.any():

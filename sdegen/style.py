@@ -32,6 +32,7 @@ __all__ = [
     "SUPERSCRIPT",
     "Canvas",
     "Look",
+    "curve_id",
     "looks",
     "notebook",
     "save",
@@ -142,8 +143,19 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     }
 
 
+_CURVE = re.compile(r'<g id="curve-\d+-([^"]*)">')
+
+
+def curve_id(name: str, panel: int = 0) -> str:
+    """What a curve is called in an SVG file (matplotlib's ``gid``); :func:`svg` makes a tooltip of it."""
+    return f"curve-{panel}-{name}"
+
+
 def svg(figure: Canvas, name: str, alt: str = "") -> str:
     """A figure as an SVG element to put into a page: text as text, no identifiers that collide with another figure's.
+
+    A curve with a :func:`curve_id` becomes a group of class "curve" with its name as title, which browsers show where
+    the mouse rests on it.
 
     Args:
         figure: what to draw.
@@ -156,6 +168,7 @@ def svg(figure: Canvas, name: str, alt: str = "") -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = _CURVE.sub(r'<g class="curve"><title>\1</title>', text)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
