@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from sdegen.models.base import Elbo, Encoding, LatentVariableModel, ModelPrior, NormalPrior, Prior
-from sdegen.models.baselines import Independent, global_histogram, pixel_histogram, uniform
+from sdegen.models.baselines import (
+    Autoregressive,
+    Independent,
+    autoregressive,
+    global_histogram,
+    pixel_histogram,
+    uniform,
+)
 from sdegen.models.diffusion import DDPM, VPSDE, GaussianDiffusion
 from sdegen.models.vae import VAE, Perceptron
 
@@ -11,6 +18,7 @@ __all__ = [
     "DDPM",
     "VAE",
     "VPSDE",
+    "Autoregressive",
     "Elbo",
     "Encoding",
     "GaussianDiffusion",
@@ -20,6 +28,7 @@ __all__ = [
     "NormalPrior",
     "Perceptron",
     "Prior",
+    "autoregressive",
     "global_histogram",
     "pixel_histogram",
     "uniform",
