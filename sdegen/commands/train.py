@@ -60,6 +60,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     data, model = build(config)
     if config.train.conditional and not data.classes:
         raise UsageError(f"train.conditional needs class labels, and {data.name} has none: name them by --data.labels")
+    _try(model, data, config)
     card = describe(data)
     if old is not None:
         if (known := old.manifest["data"])["sha256"] != card["sha256"]:
@@ -69,6 +70,15 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         elif (old / WEIGHTS).exists():
             raise UsageError(f"{old.path} has weights and no {STATE} to go on from; --overwrite would begin anew")
     return lambda: _train(path, old, config, data, model, card, chosen.overwrite)
+
+
+def _try(model: Any, data: Any, config: RunConfig) -> None:
+    """Score one example: what does not fit together says so before there is a folder."""
+    import torch
+
+    labels = data.train_cond[:1] if config.train.conditional else None
+    with torch.no_grad():
+        model.loss(data.train[:1].to(model.dtype), labels, generator=torch.Generator().manual_seed(0))
 
 
 def _train(

@@ -30,6 +30,7 @@ from sdegen.models.base import (
     decoder_noise,
     generator_for,
 )
+from sdegen.networks.layers import at_least
 
 __all__ = ["VAE", "Perceptron"]
 
@@ -131,6 +132,8 @@ class VAE(LatentVariableModel):
                 independent-pixel model.
             prior: see the class.
         """
+        at_least(1, latent=latent, width=width)
+        at_least(0, depth=depth, classes=classes)
         dims = math.prod(event_shape)
         encoder = Perceptron(dims, 2 * latent, width=width, depth=depth, dropout=dropout, classes=classes)
         decoder = Perceptron(latent, dims * head.outputs, width=width, depth=depth, dropout=dropout, classes=classes)

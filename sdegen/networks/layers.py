@@ -1,4 +1,4 @@
-"""Two operations that PyTorch has, made fast on the CPU; elsewhere they are PyTorch's own."""
+"""Two operations that PyTorch has, made fast on the CPU; elsewhere they are PyTorch's own. And a check of sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attention", "dropout"]
+__all__ = ["at_least", "attention", "dropout"]
+
+
+def at_least(least: int, **sizes: int) -> None:
+    """Refuse sizes of which no network can be made.
+
+    >>> at_least(1, width=64, depth=0)
+    Traceback (most recent call last):
+    ValueError: depth must be at least 1, not 0
+    """
+    for name, size in sizes.items():
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, not {size}")
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

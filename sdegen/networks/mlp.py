@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from sdegen.networks.embeddings import Conditioning, fourier_features
-from sdegen.networks.layers import dropout
+from sdegen.networks.layers import at_least, dropout
 
 __all__ = ["MLP"]
 
@@ -57,6 +57,8 @@ class MLP(nn.Module):
         octaves: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        at_least(1, width=width, outputs=outputs)
+        at_least(0, depth=depth, classes=classes)
         self.event_shape, self.octaves = tuple(event_shape), tuple(octaves)
         self.out_shape = (self.event_shape[0] * outputs, *self.event_shape[1:])
         size = math.prod(self.event_shape)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, silu
 
 from sdegen.networks.embeddings import Conditioning, fourier_features
-from sdegen.networks.layers import attention, dropout
+from sdegen.networks.layers import at_least, attention, dropout
 
 __all__ = ["UNet"]
 
@@ -110,6 +110,8 @@ class UNet(nn.Module):
             raise ValueError(
                 f"a U-Net needs images of shape (C, H, W), not {tuple(event_shape)}; use an MLP for vectors"
             )
+        at_least(1, channels=min(channels, default=0), outputs=outputs, condition=condition)
+        at_least(0, blocks=blocks, classes=classes)
         c, height, width = event_shape
         if space_to_depth < 1 or height % space_to_depth or width % space_to_depth:
             raise ValueError(f"space_to_depth={space_to_depth} must divide the image size {height}x{width}")

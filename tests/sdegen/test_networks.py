@@ -107,6 +107,10 @@ def test_bad_shapes_are_refused() -> None:
         UNet((1, 8, 8), channels=(8,) * 5)
     with pytest.raises(ValueError, match="levels from 0 to 1"):
         UNet((1, 8, 8), attention=(2,))
+    with pytest.raises(ValueError, match="channels must be at least 1, not -8"):
+        UNet((1, 8, 8), channels=(8, -8))
+    with pytest.raises(ValueError, match="depth must be at least 0, not -1"):
+        MLP((2,), depth=-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
