@@ -195,6 +195,10 @@ class MixtureOracle(Oracle):
         eps = (p * self._rotate(s / v * r)).sum(1)
         return Prediction(x0.to(z.dtype).reshape(z.shape), eps.to(z.dtype).reshape(z.shape))
 
+    def component_probs(self, z: Tensor, path: Path, t: Tensor | float) -> Tensor:
+        """p(k | z_t), float64, shape (B, K): which component a state belongs to."""
+        return self._components(z, *_levels(path, t))[0].softmax(1)
+
     def posterior_cov(self, z: Tensor, path: Path, t: Tensor | float) -> Tensor:
         joint, r, v, a, s = self._components(z, *_levels(path, t))
         p, d, axes = joint.softmax(1)[:, :, None], self._variances.to(z.device), self._axes.to(z.device)
@@ -327,6 +331,17 @@ def _grid(side: int = 5) -> MixtureOracle:
     return MixtureOracle(np.ones(side**2), [[x, y] for x in ticks for y in ticks], np.full((side**2, 2), 0.08**2))
 
 
+def _curve(size: int = 16, count: int = 32) -> MixtureOracle:
+    """A closed curve in ``size`` dimensions, (cos k u, sin k u) / k^2, as a chain of thin Gaussians."""
+    u, k = 2 * math.pi * np.arange(count)[:, None] / count, np.arange(1, size // 2 + 1)
+    points = np.concatenate([np.cos(k * u), np.sin(k * u)], 1) / np.tile(k, 2) ** 2
+    tangents = np.concatenate([-np.sin(k * u), np.cos(k * u)], 1) / np.tile(k, 2)
+    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+    gaps = np.linalg.norm(points - np.roll(points, 1, 0), axis=1)
+    along = (0.5 * gaps[:, None] * tangents)[:, :, None]
+    return MixtureOracle(np.ones(count), points, along * along.transpose(0, 2, 1) + 0.02**2 * np.eye(size))
+
+
 def _low_rank(size: int, count: int, rank: int) -> MixtureOracle:
     """Components that are ``rank``-dimensional sheets of standard deviation 0.1..0.5 and thickness 0.05."""
     rng = np.random.Generator(np.random.Philox(key=size))
@@ -340,6 +355,7 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
     "mixture2d": _mixture2d,
     "ring": _ring,
     "grid": _grid,
+    "curve16": _curve,
     "mixture16": lambda: _low_rank(size=16, count=8, rank=3),
     "mixture64": lambda: _low_rank(size=64, count=16, rank=6),
 }
