@@ -43,15 +43,15 @@ def fixed(value: float, digits: int = 3) -> str:
 
 
 def sig(value: float, digits: int = 2) -> str:
-    """A number with so many significant digits, and powers of ten only where it is tiny.
+    """A number with so many significant digits, and powers of ten only where it is tiny or huge.
 
-    >>> sig(0.08534), sig(1.7551), sig(0.0000034)
-    ('0.085', '1.8', '3.4·10⁻⁶')
+    >>> sig(0.08534), sig(1.7551), sig(0.0000034), sig(123456.0)
+    ('0.085', '1.8', '3.4·10⁻⁶', '1.2·10⁵')
     """
     if not math.isfinite(value) or value == 0:
         return "–"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if decimals < 6:
+    if decimals < 6 and abs(value) < 1e5:
         return f"{value:.{decimals}f}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
@@ -92,6 +92,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(fixed=fixed, sig=sig, whole=whole, signed=signed)
-    css = resources.files("sdegen").joinpath("templates", "page.css").read_text(encoding="utf-8")
-    environment.globals["css"] = Markup(css)
+    for name, file in (("css", "page.css"), ("script", "page.js")):
+        text = resources.files("sdegen").joinpath("templates", file).read_text(encoding="utf-8")
+        environment.globals[name] = Markup(text)
     return environment

@@ -1,0 +1,256 @@
+"""The figures of a comparison of solvers: from :class:`sdegen.standings.Problem` to pictures.
+
+A hundred solvers have no hundred colours. In every figure a handful is named (the best for the budget that people ask
+for, then the best for the others), all others are thin and grey, and a family at a time they come forward:
+
+    ranking     the best for one budget, with their intervals
+    costs       error and distance against calls or seconds, with the Pareto front
+    shades      every solver and every budget as a table of shades
+    families    one small picture for each kind of solver, the others behind
+    orders      errors beside the slope that each declared order promises, and the orders that were measured
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from sdegen import plots
+from sdegen.pages import sig
+from sdegen.plots import Dot, Panel, Series
+from sdegen.standings import FAMILIES, MEASURES, Problem, Row, front
+from sdegen.style import FAINT, GREY, INK, Canvas, Look, style, styled
+
+__all__ = ["costs", "families", "orders", "ranking", "shades"]
+
+REST, PALE, INKY = Look(GREY, "", "-"), Look("#c9c7c0", "", "-"), Look("#000000", "", "-")
+PROMISE = Look(INK, "", (0, (2, 2)))
+SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#5b72b5", "#a3b6da", "#dfe6f1", "#fbfaf6"])
+"""Dark is accurate. The lightness falls evenly, so that the order survives a greyscale printer."""
+
+KINDS = {False: "ODE", True: "SDE"}
+
+
+def ranking(
+    problem: Problem, budget: int, look: Mapping[str, Look], *, count: int = 5, on: Canvas | None = None
+) -> Canvas:
+    """The best solvers of each equation for one budget, with 95 % intervals."""
+    rows = [row for noisy in KINDS for row in problem.ranked(budget, "error", stochastic=noisy)[:count]]
+    dots = [
+        Dot(
+            f"{row.label} ({KINDS[row.stochastic]})",
+            row["error"].value,
+            outer=_half(row),
+            look=look.get(row.label, Look(GREY, "o", "-")),
+            text=f"{row['error'].value:.2g}",
+        )
+        for row in rows
+    ]
+    values = [max(dot.value - dot.outer, dot.value / 4) for dot in dots]
+    xlabel = f"pathwise error with {budget} network calls (less is better)"
+    limits = (min(values) / 1.3, max(dot.value for dot in dots) * 4)
+    return plots.dots(dots, xlabel=xlabel, log=True, xlim=limits, size=(5.4, 0.5 + 0.22 * len(dots)), on=on)
+
+
+def _parts(on: Canvas | None, size: tuple[float, float], rows: int, columns: int) -> list[Any]:
+    """A new figure, or the given one, in parts."""
+    with style():
+        figure = Figure(size, layout="constrained") if on is None else on
+        return list(np.ravel(np.asarray(figure.subfigures(rows, columns), dtype=object)))
+
+
+def _half(row: Row) -> float:
+    half = (row["error"].high - row["error"].low) / 2
+    return half if math.isfinite(half) else 0.0
+
+
+def costs(problem: Problem, cost: str, budget: int, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
+    """Error of ODE solvers, of SDE solvers, and distance of all, against calls ("nfe") or "seconds"."""
+    xlabel = "network calls" if cost == "nfe" else "seconds"
+    panels = []
+    views: list[tuple[str, str, bool | None]] = [
+        ("ODE solvers", "error", False),
+        ("SDE solvers", "error", True),
+        ("In distribution", problem.distance or "", None),
+    ]
+    for title, measure, noisy in views:
+        rows = [r for r in problem.rows if noisy in (None, r.stochastic) and math.isfinite(r[measure].value)]
+        if not rows:
+            continue
+        named = problem.handful(measure, budget, stochastic=noisy)
+        best = front(rows, measure, cost)
+        floor = problem.floors.get(measure)
+        panels.append(
+            Panel(
+                _curves(problem, rows, measure, cost, named),
+                title, xlabel, MEASURES[measure], log="xy", look=_looked(rows, look),
+                front=Series([row.cost(cost) for row in best], [row[measure].value for row in best]),
+                floor=None if floor is None else (1e-12, floor, "two exact samples"),
+                ticks=(problem.budgets if cost == "nfe" else (), ()), ylim=_limits(rows, measure, floor),
+            )
+        )  # fmt: skip
+    return plots.lines(panels, size=(11, 4.3), on=on)
+
+
+def _curves(problem: Problem, rows: Sequence[Row], measure: str, cost: str, named: Sequence[str]) -> dict[str, Series]:
+    """The curve of each solver, those without a name first so that they lie behind."""
+    shown = {row.label for row in rows}
+    order = [*(f"_{label}" for label in problem.labels if label in shown and label not in named), *named]
+    found = {}
+    for label in order:
+        mine = [row for row in problem.of(label.removeprefix("_")) if math.isfinite(row[measure].value)]
+        mine.sort(key=lambda row: row.cost(cost))
+        found[label] = Series([row.cost(cost) for row in mine], [row[measure].value for row in mine])
+    return found
+
+
+def _looked(rows: Sequence[Row], look: Mapping[str, Look]) -> dict[str, Look]:
+    return {**{f"_{row.label}": REST for row in rows}, **look}
+
+
+def _limits(rows: Sequence[Row], measure: str, floor: float | None = None) -> tuple[float, float]:
+    """The part of the axis where solvers are: a few that run away do not press the others into a line."""
+    values = np.array([row[measure].value for row in rows if row[measure].value > 0])
+    low, high = float(values.min()), float(np.quantile(values, 0.97))
+    return min(low, floor or low) / 1.6, max(high, float(np.median(values))) * 1.6
+
+
+@styled
+def shades(problem: Problem, measure: str = "error", *, on: Canvas | None = None) -> Canvas:
+    """Every solver with every budget: dark is accurate, best solver on top, each equation by itself."""
+    blocks = {kind: problem.quality(measure, stochastic=noisy) for noisy, kind in KINDS.items()}
+    blocks = {kind: labels for kind, labels in blocks.items() if labels}
+    tall = max(map(len, blocks.values()))
+    figure = Figure((11, 0.55 + 0.172 * tall)) if on is None else on
+    for axes, (kind, labels) in zip(figure.subplots(1, 2, squeeze=False)[0], blocks.items(), strict=False):
+        _shaded(axes, problem, measure, kind, labels, tall)
+    for axes in figure.axes[len(blocks) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _shaded(axes: Any, problem: Problem, measure: str, kind: str, labels: Sequence[str], tall: int) -> None:
+    """One block of :func:`shades`."""
+    ranks = [problem.ranked(budget, measure, stochastic=kind == "SDE") for budget in problem.budgets]
+    values = np.full((len(labels), len(ranks)), np.nan)
+    for column, rank in enumerate(ranks):
+        for row in rank:
+            values[labels.index(row.label), column] = row[measure].value
+    shade = np.log10(np.maximum(values, 1e-300))
+    low, high = np.nanquantile(shade, [0.0, 0.9])
+    axes.imshow(shade, cmap=SHADES, vmin=low, vmax=high, aspect="auto", extent=(0, len(ranks), len(labels), 0))
+    for row, column in np.ndindex(values.shape):
+        value, place = values[row, column], (shade[row, column] - low) / max(high - low, 1e-9)
+        winner = value == np.nanmin(values[:, column])
+        text = {
+            "ha": "center",
+            "va": "center",
+            "size": 7.5,
+            "weight": "bold" if winner else "normal",
+            "in_layout": False,
+        }
+        note = "–" if math.isnan(value) else sig(value)
+        axes.text(column + 0.5, row + 0.54, note, color="white" if place < 0.35 else INK, **text)
+        if winner:
+            axes.add_patch(_frame(column, row))
+    families = {row.label: row.family for row in problem.rows}
+    for y, label in enumerate(labels):
+        axes.text(len(ranks) + 0.08, y + 0.54, families[label], va="center", size=7, color=GREY)
+    axes.set_yticks(np.arange(len(labels)) + 0.5, labels, size=7.5)
+    axes.set_xticks(np.arange(len(ranks)) + 0.5, [str(b) for b in problem.budgets])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, pad=2, labelcolor=INK)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set(xlim=(0, len(ranks) * 1.38), ylim=(tall, 0))
+    axes.set_title(f"{kind} solvers, by network calls", pad=18)
+
+
+def _frame(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column + 0.03, row + 0.06), 0.94, 0.88, fill=False, ec=INK, lw=1.1, zorder=4)
+
+
+def families(problem: Problem, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
+    """One small picture for each kind of solver: its members dark, the others of the same equation pale behind."""
+    known = [name for name in (*FAMILIES, "Others") if any(row.family == name for row in problem.rows)]
+    chunks = [known[i : i + 3] for i in range(0, len(known), 3)]
+    parts = _parts(on, (11, 2.5 * len(chunks)), len(chunks), 1)
+    for part, chunk in zip(parts, chunks, strict=True):
+        plots.lines([_family(problem, name, look) for name in chunk], on=part)
+    return parts[0].figure if on is None else on
+
+
+def _family(problem: Problem, name: str, look: Mapping[str, Look]) -> Panel:
+    known = [row for row in problem.rows if math.isfinite(row["error"].value)]
+    noisy = {row.stochastic for row in known if row.family == name}
+    rows = [row for row in known if row.stochastic in noisy]
+    inside = {row.label for row in rows if row.family == name}
+    looked = {f"_{row.label}": INKY if row.label in inside else PALE for row in rows}
+    return _errors(problem, rows, inside, name, {**look, **looked}, count=2)
+
+
+def orders(problem: Problem, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
+    """Errors of the solvers of each declared order beside the slope that it promises; measured orders of all."""
+    fixed = [row for row in problem.rows if row.order and math.isfinite(row["error"].value)]
+    groups = {f"ODE solvers of order {p}": [r for r in fixed if r.order == p and not r.stochastic] for p in (1, 2, 3)}
+    groups["ODE solvers of order 4 and more"] = [row for row in fixed if row.order >= 4 and not row.stochastic]
+    groups["SDE solvers, along one path"] = [row for row in fixed if row.stochastic]
+    panels = []
+    for title, rows in groups.items():
+        if rows:
+            p = 1 if rows[0].stochastic else min(row.order for row in rows)
+            look = {**look, f"order {p}": PROMISE}
+            panel = _errors(problem, rows, {row.label for row in rows}, title, look, count=3)
+            panels.append(replace(panel, series={**panel.series, f"order {p}": _promise(rows, p)}))
+    parts = _parts(on, (11, 6.6), 2, 3)
+    for part, panel in zip(parts, panels, strict=False):
+        plots.lines([panel], on=part)
+    _measured(parts[len(panels)], problem)
+    return parts[0].figure if on is None else on
+
+
+def _errors(
+    problem: Problem, rows: Sequence[Row], inside: Collection[str], title: str, look: Mapping[str, Look], count: int
+) -> Panel:
+    """Error against calls of some rows, the best of those inside named."""
+    best = [label for label in problem.quality("error") if label in inside][:count]
+    looked = {**{f"_{row.label}": REST for row in rows}, **look}
+    curves = _curves(problem, rows, "error", "nfe", best)
+    curves = dict(sorted(curves.items(), key=lambda item: (item[0] in best, item[0].removeprefix("_") in inside)))
+    return Panel(
+        curves, title, "network calls", "pathwise error", log="xy", look=looked, ticks=(problem.budgets, ()),
+        ylim=_limits(rows, "error"),
+    )  # fmt: skip
+
+
+def _promise(rows: Sequence[Row], p: int) -> Series:
+    """A straight line of slope -p through the middle of the most expensive rows."""
+    last = max(row.nfe for row in rows if row.budget)
+    middle = float(np.median([row["error"].value for row in rows if row.nfe > 0.8 * last]))
+    x = np.array([last / 8, last])
+    return Series(x, middle * (last / x) ** p)
+
+
+@styled
+def _measured(on: Canvas, problem: Problem) -> None:
+    """Measured order of every ODE solver beside the declared one; those that fall short are named."""
+    axes = on.subplots()
+    found = [order for order in problem.orders if not order.stochastic]
+    ends = np.array([0.4, max(order.declared for order in found) + 0.9])
+    axes.fill_between(ends, ends - 0.2, ends + 0.2, color=FAINT, alpha=0.7, lw=0)
+    x = [order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(found)]
+    axes.plot(x, [order.measured for order in found], "o", color=INK, ms=3.6, alpha=0.5, mew=0)
+    last = -math.inf
+    for order in sorted(found, key=lambda order: order.measured):
+        if order.measured < order.declared - 0.3 and order.measured > last + 0.2:
+            last = order.measured
+            axes.annotate(order.label, (order.declared + 0.2, last), size=7.5, color=GREY, va="center")
+    axes.set(title="Measured order", xlabel="declared order", ylabel="slope of the last two budgets", xlim=ends)
+    axes.set_ylim(max(-0.5, min(o.measured for o in found) - 0.3), max(o.measured for o in found) + 0.3)
