@@ -19,20 +19,24 @@ makes its estimator, so that they are written once.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
+from sdegen.bins import Bins
 from sdegen.data import Dataset
 from sdegen.likelihood.bound import bound
 from sdegen.likelihood.importance import importance
 from sdegen.likelihood.ode import ode_likelihood
 from sdegen.likelihood.report import LikelihoodReport
+from sdegen.likelihood.scoring import offset
 from sdegen.likelihood.trace import Exact, Hutchinson
 from sdegen.models import (
     VAE,
@@ -54,15 +58,31 @@ class Estimator:
     """A method on a model, ready to be given data.
 
     Args:
-        run: ``run(x, cond, samples=, seed=, target_se=, max_nfe=, bin_width=, progress=)`` -> report; ``samples`` are
-            the numbers of the examples, which key their noise.
-        model: the model whose number it is.
-        trained_on: the data that a baseline was made from.
+        run: ``run(x, cond, samples=, progress=)`` -> report, and unless it is exact ``seed``, ``target_se`` (nats),
+            ``max_nfe`` and ``bin_width`` too. ``samples`` are the numbers of the examples, which key their noise.
+        model: the model that is scored; None for a baseline.
+        trained_on: what a baseline learns from.
     """
 
     run: Callable[..., LikelihoodReport]
-    model: LatentVariableModel
-    trained_on: Any = None
+    model: LatentVariableModel | None = None
+    trained_on: Tensor | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether there is no noise, and so nothing to repeat."""
+        return self.model is None or self.model.exact
+
+    @property
+    def depends_on(self) -> tuple[Any, ...]:
+        """What the number depends on besides the method and the data that are scored."""
+        return (self.model, self.trained_on)
+
+    def nats_per_unit(self, bin_width: float | None) -> float:
+        """Nats in a unit of the target: one bit per dimension where the number has bits, else one nat."""
+        if self.model is None or offset(self.model, bin_width) is None:
+            return 1.0
+        return self.model.dims * math.log(2)
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,12 @@ def _bound(
         if math.inf != T and (int(T) != T or T < 1):
             raise ValueError(f"bound: T is a whole number of levels, at least 1, or inf, not {T}")
         model = model.continuous() if math.inf == T else model.discretize(int(T), grid=grid, variance=variance)
-    return Estimator(partial(bound, model, draws=draws, repeats=repeats), model)
+    _countable(model, data)
+
+    def run(x: Tensor, cond: Tensor | None = None, **rest: Any) -> LikelihoodReport:
+        return bound(model, x, cond, draws=draws, repeats=repeats, **_taken(bound, rest))
+
+    return Estimator(run, model)
 
 
 def _ode(
@@ -170,10 +195,14 @@ def _ode(
         )
     budget = {"steps": steps} if steps else {"tol": tol or 1e-4}
 
-    def run(x: Any, cond: Any = None, *, seed: int = 0, **rest: Any) -> LikelihoodReport:
+    _countable(model, data)
+
+    def run(x: Tensor, cond: Tensor | None = None, *, seed: int = 0, **rest: Any) -> LikelihoodReport:
         trace = Exact() if exact else Hutchinson(probes or (1 if model.discrete else 2), seed)
         z0 = draws if model.discrete else 1
-        return ode_likelihood(model, x, cond, solver=solver, trace=trace, draws=z0, seed=seed, **budget, **rest)
+        return ode_likelihood(
+            model, x, cond, solver=solver, trace=trace, draws=z0, seed=seed, **budget, **_taken(ode_likelihood, rest)
+        )
 
     return Estimator(run, model)
 
@@ -182,37 +211,43 @@ def _iwae(model: LatentVariableModel, data: Dataset | None, *, K: int = 100, rep
     """Args: K latents per datum and repeat; repeats."""
     if not isinstance(model, VAE):
         raise ValueError(f"iwae is for a VAE, and this model is a {type(model).__name__}")
-    return Estimator(lambda x, cond=None, **rest: importance(model, x, K, cond, repeats=repeats, **rest), model)
+
+    def run(x: Tensor, cond: Tensor | None = None, **rest: Any) -> LikelihoodReport:
+        return importance(model, x, K, cond, repeats=repeats, **_taken(importance, rest))
+
+    return Estimator(run, model)
 
 
-def _baseline(made: LatentVariableModel, data: Dataset) -> Estimator:
-    def run(x: Any, cond: Any = None, **rest: Any) -> LikelihoodReport:
-        rest["bin_width"] = None  # of a density; these are probabilities
-        return bound(made, x, draws=1, repeats=1, **rest)
+def _baseline(make: Callable[[], LatentVariableModel], x: Tensor) -> Estimator:
+    """A model made of training data when it is first asked for: a number that is known needs none."""
+    made = functools.cache(make)
 
-    return Estimator(run, made, trained_on=data.train)
+    def run(x: Tensor, cond: Tensor | None = None, **rest: Any) -> LikelihoodReport:
+        return bound(made(), x, draws=1, repeats=1, **_taken(bound, rest))
+
+    return Estimator(run, trained_on=x)
 
 
 def _uniform(model: LatentVariableModel, data: Dataset | None) -> Estimator:
-    data = _grey(data, "uniform")
-    return _baseline(uniform(data.event_shape, data.bins), data)
+    x, bins = _levels(data, "uniform")
+    return _baseline(lambda: uniform(x.shape[1:], bins), x)
 
 
 def _histogram(model: LatentVariableModel, data: Dataset | None) -> Estimator:
-    data = _grey(data, "histogram")
-    return _baseline(global_histogram(data.train, data.bins), data)
+    x, bins = _levels(data, "histogram")
+    return _baseline(lambda: global_histogram(x, bins), x)
 
 
 def _pixel_histogram(model: LatentVariableModel, data: Dataset | None, *, pseudocount: float = 1.0) -> Estimator:
-    data = _grey(data, "pixel-histogram")
-    return _baseline(pixel_histogram(data.train, data.bins, pseudocount=pseudocount), data)
+    x, bins = _levels(data, "pixel-histogram")
+    return _baseline(lambda: pixel_histogram(x, bins, pseudocount=pseudocount), x)
 
 
 def _autoregressive(
     model: LatentVariableModel, data: Dataset | None, *, width: int = 512, steps: int = 600, seed: int = 0
 ) -> Estimator:
-    data = _grey(data, "autoregressive")
-    return _baseline(autoregressive(data.train, data.bins, width=width, steps=steps, seed=seed), data)
+    x, bins = _levels(data, "autoregressive")
+    return _baseline(lambda: autoregressive(x, bins, width=width, steps=steps, seed=seed), x)
 
 
 METHODS: dict[str, Callable[..., Estimator]] = {
@@ -233,10 +268,24 @@ def _diffusion(model: LatentVariableModel, what: str) -> GaussianDiffusion:
     return model
 
 
-def _grey(data: Dataset | None, name: str) -> Any:
+def _levels(data: Dataset | None, name: str) -> tuple[Tensor, Bins]:
+    """Training data and grey levels, for a baseline."""
     if data is None or data.bins is None:
         raise ValueError(f"{name} is a baseline of grey levels: it needs a data set that has them, to learn from")
-    return data
+    return data.train, data.bins
+
+
+def _countable(model: LatentVariableModel, data: Dataset | None) -> None:
+    """Refuse a density of data that are grey levels: at a single point it can be anything."""
+    if data is not None and data.bins is not None and not model.discrete:
+        raise ValueError(
+            f"{data.name} has grey levels and this model's decoder is a density, which gives a point no bits/dim: "
+            "use a discrete decoder, such as softmax"
+        )
+
+
+def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in given.items() if k in inspect.signature(function).parameters}
 
 
 def _options(name: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def errors(repeats: Tensor) -> tuple[Tensor, float, float]:
 
 def beyond(spread: Tensor, within: Tensor, n: int) -> float:
     """Standard error of a mean of n from the values' variance beyond their own noise; NaN if that is all there is."""
-    return float(((spread - within) / n).sqrt()) if spread > within else math.nan
+    return float(((spread - within) / n).sqrt()) if spread >= within else math.nan
 
 
 def offset(model: LatentVariableModel, bin_width: float | None) -> float | None:

@@ -1,0 +1,186 @@
+"""Numbers on disk: shards while they are computed, by one process or by several, and whole reports afterwards.
+
+    results.h5                  group likelihood/NAME-HASH: a report, with everything that made it
+    .shards/HASH/0-63.h5        a shard of one that is not whole yet
+
+A process that works at a shard holds a lock on its name, which ends with the process, however that ends. All the rest
+follows from whether files are there: no process knows of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdegen.files import Busy, locked
+from sdegen.likelihood.report import LikelihoodReport, merged
+from sdegen.models import LatentVariableModel
+from sdegen.results import names, read, write
+
+__all__ = ["GROUP", "Progress", "Store", "fingerprint", "part", "processes"]
+
+Progress = Callable[[float], None]
+Compute = Callable[[range, Progress | None], LikelihoodReport]
+
+GROUP, SHARD = "likelihood", "shard"
+PATIENCE = 0.05  # seconds between looks at shards that others are at
+
+
+@dataclass(frozen=True)
+class Store:
+    """Likelihoods in a folder.
+
+    Args:
+        folder: made when it is not there.
+        notes: attributes of the results.
+    """
+
+    folder: Path
+    notes: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """Where whole reports are."""
+        return self.folder / "results.h5"
+
+    def find(self, key: str) -> LikelihoodReport | None:
+        """The report that is kept under a key, if there is one."""
+        group = next((name for name in names(self.file) if name.startswith(f"{GROUP}/") and name.endswith(key)), None)
+        return None if group is None else LikelihoodReport.from_result(read(self.file, group))
+
+    def get(
+        self,
+        key: str,
+        title: str,
+        shards: Sequence[range],
+        compute: Compute,
+        progress: Progress | None = None,
+        *,
+        again: bool = False,
+        **more: Any,
+    ) -> tuple[LikelihoodReport, bool]:
+        """The report under a key: the one that is kept, or the shards that are, and the rest computed.
+
+        Args:
+            key: of everything that the number depends on.
+            title: for people; the group is called after it.
+            shards: examples, a shard at a time.
+            compute: ``compute(rows, progress)`` -> report.
+            progress: called with the share that is done.
+            again: compute what is kept too; it stays until the new one is whole.
+            more: attributes of the result.
+
+        Returns:
+            The report, and whether it was there.
+        """
+        if again:
+            shutil.rmtree(self._shards(key), ignore_errors=True)
+        elif (kept := self.find(key)) is not None:
+            return kept, True
+        folder = self._shards(key)
+        first = int(os.environ.get("RANK", "0")) * len(shards) // processes()  # where the others are not likely to be
+        order = [*shards[first:], *shards[:first]]
+        while True:
+            todo = [rows for rows in order if not _file(folder, rows).exists()]
+            if not todo and None not in (parts := [_read(_file(folder, rows)) for rows in shards]):
+                whole = merged([part for part in parts if part is not None])
+                self._keep(key, title, whole, **more)
+                return whole, False
+            # Another process may have put the shards together, and tidied up.
+            if not again and (kept := self.find(key)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                return kept, False
+            done = len(shards) - len(todo)
+            tell = part(progress, done, len(shards))
+            if not self._one_of(todo, folder, lambda rows, tell=tell: compute(rows, tell)):
+                time.sleep(PATIENCE)  # others are at the rest
+            elif progress is not None:
+                progress((done + 1) / len(shards))
+
+    def _one_of(self, todo: Sequence[range], folder: Path, compute: Callable[[range], LikelihoodReport]) -> bool:
+        """Compute the first shard that nobody is at."""
+        for rows in todo:
+            file = _file(folder, rows)
+            with _claimed(file) as mine:
+                if mine and not file.exists():
+                    write(file, SHARD, compute(rows).to_result())
+                    return True
+        return False
+
+    def _keep(self, key: str, title: str, report: LikelihoodReport, **more: Any) -> None:
+        word = re.sub(r"[^\w.]+", "-", title).strip("-")
+        write(self.file, f"{GROUP}/{word}-{key}", report.to_result(title=title, **more, **self.notes))
+        shutil.rmtree(self._shards(key), ignore_errors=True)
+
+    def _shards(self, key: str) -> Path:
+        return self.folder / ".shards" / key
+
+
+def processes() -> int:
+    """How many processes were started together, by ``torchrun`` or the like."""
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _file(folder: Path, rows: range) -> Path:
+    return folder / f"{rows.start}-{rows.stop - 1}.h5"
+
+
+def _read(file: Path) -> LikelihoodReport | None:
+    """The report of a shard; None where somebody has just tidied it up."""
+    try:
+        return LikelihoodReport.from_result(read(file, SHARD))
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _claimed(file: Path) -> Iterator[bool]:
+    """Whether this process, and no other, is at a shard."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(file.with_suffix(".claim")))
+            mine = True
+        except (Busy, FileNotFoundError):
+            mine = False
+        yield mine
+
+
+def part(progress: Progress | None, done: int, of: int) -> Progress | None:
+    """Progress within the next of several parts."""
+    return None if progress is None else lambda share: progress((done + share) / of)
+
+
+def fingerprint(*things: Any) -> str:
+    """A short hash of models, tensors and settings: equal where every number that follows from them is.
+
+    A model counts with its weights and all that its representation says.
+    """
+    digest = hashlib.sha256()
+    for thing in things:
+        digest.update(_bytes(thing))
+    return digest.hexdigest()[:12]
+
+
+def _bytes(thing: Any) -> bytes:
+    if isinstance(thing, Tensor):
+        return f"{tuple(thing.shape)} {thing.dtype}".encode() + thing.detach().cpu().contiguous().numpy().tobytes()
+    if isinstance(thing, LatentVariableModel):
+        parts = [_bytes(tensor) for _, tensor in sorted(thing.state_dict().items())]
+        # Modules say what they are by their representation and weights; an oracle, which is none, by its content.
+        oracle = getattr(thing, "denoiser", None)
+        rest = b"" if oracle is None or isinstance(oracle, nn.Module) else pickle.dumps(oracle)
+        return b"".join([repr(thing).encode(), *parts, rest])
+    return json.dumps(thing, sort_keys=True, default=repr).encode()
