@@ -8,19 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdegen.levels import Continuous, Discrete, Empty, Interpolated, Levels, beta, given, posterior
-from sdegen.objectives import (
-    Bound,
+from sdegen.adaptive import LearnedClock, SecondMoment
+from sdegen.densities import (
     Density,
     Hyperbolic,
     Logistic,
     Normal,
-    Simple,
+    Shares,
+    Spectrum,
     UniformLogSNR,
     UniformTime,
     stratified,
 )
+from sdegen.levels import Continuous, Discrete, Empty, Interpolated, Levels, Optimal, beta, given, posterior
+from sdegen.models import VPSDE
+from sdegen.objectives import Bound, Simple
+from sdegen.oracles import oracle
 from sdegen.paths import VE, VP, Cosine, Flow, GaussianPath, LinearBeta, LinearLogSNR
+from solvers.analytic import AnalyticDPM, GaussianMSE
 from solvers.ancestral import Ancestral
 
 PATHS = {
@@ -30,7 +35,26 @@ PATHS = {
     "ve": VE(0.01, 20),
     "flow": Flow(t_min=0.01, t_max=0.99),
 }
-DENSITIES: list[Density] = [UniformLogSNR(), UniformTime(), Hyperbolic(), Logistic(), Normal()]
+
+
+def _learned() -> LearnedClock:
+    clock = LearnedClock(knots=7)
+    clock.theta.data = torch.linspace(-0.4, 0.3, 7, dtype=torch.float64)[torch.tensor([3, 0, 5, 1, 6, 2, 4])]
+    return clock
+
+
+def _second_moment() -> SecondMoment:
+    resampler = SecondMoment(bands=5)
+    resampler.counts += 100
+    resampler.moments += torch.tensor([1.0, 9.0, 4.0, 0.0, 25.0], dtype=torch.float64)
+    return resampler
+
+
+DENSITIES: list[Density] = [
+    *(UniformLogSNR(), UniformTime(), Hyperbolic(), Logistic(), Normal()),
+    *(Spectrum(), Spectrum((4.0, 0.2, 1e-3)), Shares((1, 5, 2, 0.1)), _learned(), _second_moment()),
+]
+NAMES = [str(density).partition("\n")[0] for density in DENSITIES]
 
 
 def _f(logsnr: Tensor) -> Tensor:
@@ -67,6 +91,56 @@ def test_beta_is_the_variance_of_the_forward_step(path: GaussianPath) -> None:
     torch.testing.assert_close(Interpolated(0.5)(path, s, t), ratio.sqrt(), rtol=1e-10, atol=0)
 
 
+def _cost(path: GaussianPath, levels: Discrete, mse: GaussianMSE) -> Tensor:
+    """The latent term per coordinate, for a measured error."""
+    t = levels.ts[1:]
+    error = path.logsnr(t).exp() * mse(path.logsnr(t))
+    return 0.5 * (levels.mass(path) * error).sum() + levels.constant(path)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("T", [1, 2, 7, 100, 1000])
+def test_with_the_optimal_variance_every_T_has_the_continuous_bound_of_gaussian_data(
+    path: GaussianPath, T: int
+) -> None:
+    mse = GaussianMSE(0.5)
+    low, high = (math.log1p(0.25 * math.exp(float(path.logsnr(t)))) for t in (path.t_max, path.t_min))
+    found = _cost(path, Discrete.on(path, T, variance=Optimal(mse)), mse)
+    torch.testing.assert_close(float(found), 0.5 * (high - low), rtol=1e-12, atol=0)
+
+
+def test_the_optimal_variance_is_the_best_of_all() -> None:
+    path, mse = PATHS["cosine"], GaussianMSE(0.3)
+    ts = torch.linspace(path.t_min, path.t_max, 9, dtype=torch.float64)
+    s, t = ts[:-1], ts[1:]
+    best = path.posterior(s, t)[2].square() / Optimal(mse)(path, s, t)
+    least = _cost(path, Discrete(ts, Optimal(mse)), mse)
+    torch.testing.assert_close(_cost(path, Discrete(ts, given(best)), mse), least, rtol=1e-12, atol=0)
+    for factor in (0.99, 1.01):
+        for i in range(8):
+            moved = best.clone()
+            moved[i] *= factor
+            assert float(_cost(path, Discrete(ts, given(moved)), mse)) > float(least)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.3, 1.0, 3.0])
+def test_variances_that_are_fitted_inside_the_range_are_the_best_there(std: float) -> None:
+    path, mse = PATHS["linear-beta"], GaussianMSE(std)
+    ts = torch.linspace(path.t_min, path.t_max, 9, dtype=torch.float64)
+    fitted = Interpolated.fit(path, ts, mse)
+    assert isinstance(fitted.v, tuple)
+    assert all(0 <= v <= 1 for v in fitted.v)
+    least = float(_cost(path, Discrete(ts, fitted), mse))
+    for i in range(8):
+        for v in (0.0, 0.5, 1.0, min(1.0, fitted.v[i] + 0.02), max(0.0, fitted.v[i] - 0.02)):
+            other = Interpolated((*fitted.v[:i], v, *fitted.v[i + 1 :]))
+            assert float(_cost(path, Discrete(ts, other), mse)) >= least - 1e-12
+    optimal = float(_cost(path, Discrete(ts, Optimal(mse)), mse))
+    assert least >= optimal - 1e-12
+    if std <= 1:  # between a point and N(0, I) the best variance lies between the posterior's and beta
+        assert least == pytest.approx(optimal, rel=1e-9)
+
+
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_atoms_become_the_continuous_measure_from_above_at_rate_one_over_T(path: GaussianPath) -> None:
     def integral(levels: Levels) -> float:
@@ -91,7 +165,7 @@ def test_continuous_nodes_integrate_in_logsnr(path: GaussianPath) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("density", DENSITIES, ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("density", DENSITIES, ids=NAMES)
 @pytest.mark.parametrize("weighting", [Bound(), Simple()], ids=lambda w: type(w).__name__)
 def test_the_sampling_density_never_changes_the_expectation(
     path: GaussianPath, density: Density, weighting: Bound | Simple
@@ -105,7 +179,7 @@ def test_the_sampling_density_never_changes_the_expectation(
         torch.testing.assert_close(drawn, exact, rtol=5e-4, atol=0)
 
 
-@pytest.mark.parametrize("density", DENSITIES, ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("density", DENSITIES, ids=NAMES)
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_density_is_the_derivative_of_its_distribution_function(density: Density, path: GaussianPath) -> None:
     u = torch.linspace(0.01, 0.99, 25, dtype=torch.float64)
@@ -146,8 +220,17 @@ def test_a_model_samples_with_the_variance_that_its_bound_scores() -> None:
     settings = Discrete.on(PATHS["cosine"], 12, variance="beta").sampler()
     assert settings["solver"] == Ancestral(variance=1.0)
     assert settings["ts"][0] == PATHS["cosine"].t_max
+    assert Discrete.on(PATHS["cosine"], 12, variance=Optimal(GaussianMSE())).sampler()["solver"] == AnalyticDPM()
     with pytest.raises(ValueError, match="choose a solver"):
         Discrete.on(PATHS["cosine"], 12, variance=given(torch.ones(12))).sampler()
+
+
+def test_a_share_for_each_level_samples_like_one_share_where_they_are_equal() -> None:
+    model = VPSDE(oracle("mixture2d"), PATHS["cosine"])
+    one, many = (model.discretize(8, variance=Interpolated(v)).sample(16) for v in (0.4, (0.4,) * 8))
+    torch.testing.assert_close(many, one, rtol=0, atol=1e-12)
+    other = model.discretize(8, variance=Interpolated((0.4,) * 7 + (0.9,))).sample(16)
+    assert float((other - one).abs().max()) > 1e-3
 
 
 def test_bad_levels_are_refused_in_one_line() -> None:
@@ -158,6 +241,7 @@ def test_bad_levels_are_refused_in_one_line() -> None:
         (lambda: Discrete.on(path, 4, variance="bta"), "did you mean 'beta'"),
         (lambda: Discrete(torch.tensor([0.5, 0.1])), "rising"),
         (lambda: Discrete.on(path, 4, variance=given(torch.ones(3))).mass(path), "do not fit"),
+        (lambda: Discrete.on(path, 4, variance=Interpolated((0.1, 0.2))).mass(path), "do not fit"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
             make()
