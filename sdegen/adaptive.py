@@ -34,6 +34,8 @@ from solvers.problem import Path
 
 __all__ = ["LearnedClock", "SecondMoment"]
 
+FLOOR = 1e-3  # share of a learned clock that runs evenly: no two knots ever meet
+
 
 class SecondMoment(Banded, nn.Module):
     """Bands drawn by the square root of the second moment of what was seen in them.
@@ -103,7 +105,7 @@ class LearnedClock(Placed, nn.Module):
 
     def spline(self) -> RisingSpline:
         """Place against share, differentiable in theta."""
-        steps = (self.rate * self.theta).softmax(0)
+        steps = torch.lerp((self.rate * self.theta).softmax(0), torch.full_like(self.theta, 1 / len(self.theta)), FLOOR)
         points = torch.cat([steps.new_zeros(1), steps[:-1].cumsum(0), steps.new_ones(1)])
         return RisingSpline(points)
 
