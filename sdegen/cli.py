@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a model on data and keep it in a run folder; resume it",
     "sample": "draw samples from a trained model with any solver",
     "likelihood": "score held-out data: bounds, DDPM bounds for any T, probability-flow ODE",
+    "report": "a page from results: the best solver for a budget, errors against cost, orders, every cell",
     "solvers": "the table of solvers: order, evaluations per step, noise, reference",
     "demo": "the main job on scikit-learn's digits, and a report to look at",
 }

@@ -27,7 +27,7 @@ from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
 from sdegen.style import Canvas, save, svg
 
-__all__ = ["build", "picture", "read_all"]
+__all__ = ["build", "page", "picture", "read_all"]
 
 BUDGET = 10  # network calls of the question "which solver wins?"
 
@@ -51,9 +51,14 @@ def build(folder: Path | str, out: Path | str | None = None) -> Path:
         ValueError: results of another version.
     """
     run = Run.open(folder)
-    page = Path(out) if out is not None else run / "report.html"
-    write_bytes(page, pages.render("demo.html.j2", _context(run.manifest, read_all(run))))
-    return page
+    path = Path(out) if out is not None else run / "report.html"
+    write_bytes(path, page(run))
+    return path
+
+
+def page(run: Run) -> str:
+    """The page of a run as text; see :func:`build`."""
+    return pages.render("demo.html.j2", _context(run.manifest, read_all(run)))
 
 
 def picture(folder: Path | str, out: Path | str) -> Path:

@@ -189,6 +189,8 @@ class Problem:
     def ranked(self, budget: int, measure: str, *, stochastic: bool | None = None) -> list[Row]:
         """Solvers from best to worst with at most ``budget`` calls, one row each: the one that spends most of it.
 
+        Those within the floor are equal; of them the first is the one that gets there with the fewest calls.
+
         Args:
             budget: network calls.
             measure: a key of :data:`MEASURES`.
@@ -200,7 +202,19 @@ class Problem:
             if known and (row.label not in chosen or row.nfe >= chosen[row.label].nfe):
                 chosen[row.label] = row
         wanted = (row for row in chosen.values() if stochastic is None or row.stochastic == stochastic)
-        return sorted(wanted, key=lambda row: row[measure].value)
+        floor, arrives = self.floors.get(measure, -math.inf), self._arrivals(measure)
+        return sorted(
+            wanted,
+            key=lambda row: (max(row[measure].value, floor), arrives.get(row.label, math.inf), row[measure].value),
+        )
+
+    def _arrivals(self, measure: str) -> dict[str, float]:
+        """Label -> the fewest calls with which the solver is within the floor."""
+        floor, found = self.floors.get(measure, -math.inf), dict[str, float]()
+        for row in self.rows:
+            if row[measure].value <= floor:
+                found[row.label] = min(row.nfe, found.get(row.label, math.inf))
+        return found
 
     def quality(self, measure: str, *, stochastic: bool | None = None) -> list[str]:
         """Labels from best to worst over all budgets: by the mean of log(value / best value of the budget).
@@ -222,8 +236,6 @@ class Problem:
     def handful(self, measure: str, budget: int, *, stochastic: bool | None = None, count: int = 6) -> list[str]:
         """The solvers worth a name in a picture: the best for ``budget``, then for every budget, then the second best.
 
-        Budgets at which the best cannot be told from the truth say nothing about who is best, but for the first.
-
         Args:
             measure: by which they are ranked.
             budget: the one that people ask for first.
@@ -231,10 +243,7 @@ class Problem:
             count: at most so many.
         """
         budgets = [budget, *(b for b in self.budgets if b != budget)]
-        rows = [self.ranked(b, measure, stochastic=stochastic) for b in budgets]
-        floor = self.floors.get(measure, -math.inf)
-        telling = [rank for i, rank in enumerate(rows) if rank and (i == 0 or rank[0][measure].value > floor)]
-        ranks = [[row.label for row in rank] for rank in telling]
+        ranks = [[row.label for row in self.ranked(b, measure, stochastic=stochastic)] for b in budgets]
         places = range(max(map(len, ranks), default=0))
         wanted = (rank[place] for place in places for rank in ranks if place < len(rank))
         return list(dict.fromkeys(wanted))[:count]

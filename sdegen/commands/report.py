@@ -1,0 +1,76 @@
+"""``sdegen report``: one page that a browser opens, drawn from results files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sdegen.parsing import Parser, UsageError
+
+EXAMPLES = """\
+  sdegen report runs/sweep                          writes runs/sweep/report.html
+  sdegen report runs/a runs/b/results.h5 --out both.html   several sweeps in one page
+  sdegen report runs/sweep --figures figures        the figures too, as SVG and PNG
+  sdegen report runs/demo                           the demo's page again
+
+RESULTS is a results file, or a folder with one. Sweeps of several files are put together: the same solvers on other
+targets, or parts of one sweep. The page is one file that fetches nothing: mail it, print it, keep it."""
+
+
+def prepare(words: Sequence[str]) -> Callable[[], None]:
+    """Read the command line and all results; give back the drawing."""
+    parser = Parser("report", "RESULTS... [options]", "A page with every answer of a comparison.", EXAMPLES)
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="results file, or folder with a results.h5")
+    parser.add_argument("--out", metavar="FILE", help="the page (default: report.html beside the first results)")
+    parser.add_argument("--figures", metavar="DIR", help="write every figure into this folder too, as SVG and PNG")
+    chosen = parser.read(words)
+    files = [_file(Path(name)) for name in chosen.results]
+    out = Path(chosen.out) if chosen.out else files[0].parent / "report.html"
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"out: expected a file in a folder that is there, not {out}")
+    if chosen.figures and Path(chosen.figures).is_file():
+        raise UsageError(f"figures: expected a folder, not the file {chosen.figures}")
+    return _comparison(files, out, chosen.figures) if _compares(files) else _run(files, out, chosen.figures)
+
+
+def _file(given: Path) -> Path:
+    from sdegen.runs import RESULTS
+
+    file = given / RESULTS if given.is_dir() else given
+    if not file.exists():
+        raise UsageError(f"{given} has no {RESULTS}" if given.is_dir() else f"there is no results file {given}")
+    return file
+
+
+def _compares(files: Sequence[Path]) -> bool:
+    """Whether this is about sweeps, and not about the run of a demo."""
+    from sdegen import results
+    from sdegen.standings import GROUP
+
+    return len(files) > 1 or not {"samples", "errors", "flow"} <= set(results.names(files[0])) - {GROUP}
+
+
+def _comparison(files: Sequence[Path], out: Path, figures: str | None) -> Callable[[], None]:
+    from sdegen import comparison_page
+    from sdegen.likelihood.store import everything
+    from sdegen.standings import standings
+
+    found = standings(files)
+    scored = [row for file in files for row in everything(file.parent)]
+    return lambda: print(comparison_page.build(found, out, figures=figures, scored=scored))
+
+
+def _run(files: Sequence[Path], out: Path, figures: str | None) -> Callable[[], None]:
+    from sdegen import report
+    from sdegen.files import write_bytes
+    from sdegen.runs import Run
+
+    if figures:
+        raise UsageError("figures: are written of comparisons only")
+    text = report.page(Run.open(files[0].parent))
+
+    def job() -> None:
+        write_bytes(out, text)
+        print(out)
+
+    return job
