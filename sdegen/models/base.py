@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,7 +36,19 @@ from solvers.problem import Path
 
 INNER = 1 << 62  # added to a seed: a model inside another draws from seeds of its own
 
-__all__ = ["Elbo", "Encoding", "LatentVariableModel", "ModelPrior", "NormalPrior", "Prior", "generator_for"]
+__all__ = [
+    "Elbo",
+    "Encoding",
+    "LatentVariableModel",
+    "ModelPrior",
+    "NormalPrior",
+    "Normals",
+    "Prior",
+    "generator_for",
+]
+
+Normals = Callable[[Tensor], Tensor]
+"""Standard normals of the shape, dtype and device of a tensor, new ones at every call: what a source of noise is."""
 
 
 class Elbo(NamedTuple):
@@ -72,14 +84,14 @@ class Prior(ABC):
     """p(z_1), the distribution of the top latent."""
 
     @abstractmethod
-    def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
+    def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, source: torch.Generator | Normals) -> Tensor:
         """KL(q || p) in nats, (B,), exact or an unbiased estimate of it.
 
         Args:
             q: distribution of the top latent.
             noise: standard normal numbers of the latent's shape; ``q.sample(noise)`` is the latent.
             u: (B,) uniform numbers, for priors with levels of their own.
-            generator: for further noise.
+            source: of further noise.
         """
 
     @abstractmethod
@@ -103,7 +115,7 @@ class NormalPrior(Prior):
     def __init__(self, log_std: Tensor | float = 0.0) -> None:
         self.log_std = torch.as_tensor(log_std, dtype=torch.float64)
 
-    def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
+    def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, source: torch.Generator | Normals) -> Tensor:
         return q.kl_to_normal(self.log_std)
 
     def sample(
@@ -133,9 +145,9 @@ class ModelPrior(Prior, nn.Module):
             raise ValueError("a prior is a density: give its model a density decoder, such as GaussianDecoder()")
         self.model = model
 
-    def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
+    def divergence(self, q: Gaussian, noise: Tensor, u: Tensor, source: torch.Generator | Normals) -> Tensor:
         z = q.sample(noise)
-        return q.log_prob(z) + self.model.bound(z, None, u, generator).total
+        return q.log_prob(z) + self.model.bound(z, None, u, source).total
 
     def sample(
         self, shape: Sequence[int], *, seed: int, first: int = 0, dtype: torch.dtype, device: torch.device
@@ -217,7 +229,7 @@ class LatentVariableModel(nn.Module, ABC):
         x: Tensor,
         cond: Tensor | None,
         u: Tensor,
-        generator: torch.Generator,
+        source: torch.Generator | Normals,
         *,
         objective: Objective = ELBO,
     ) -> Elbo:
@@ -227,7 +239,7 @@ class LatentVariableModel(nn.Module, ABC):
             x: data (B, *event), model units.
             cond: class labels (B,) or None.
             u: (B,) uniform numbers that choose the levels, float64.
-            generator: of the noise.
+            source: of the noise: a generator, which draws in sequence, or a function of one's own.
             objective: weighting and sampling density of the levels; w = 1 is the bound.
 
         Returns:
@@ -235,10 +247,11 @@ class LatentVariableModel(nn.Module, ABC):
         """
         u = u.to(x.device)
         q = self.encode(x, cond)
-        ends, between = _normal(q.bottom.mean, generator), _normal(x, generator)
+        normal = _normals(source) if isinstance(source, torch.Generator) else source
+        ends, between = normal(q.bottom.mean), normal(x)
         reconstruction = self.reconstruction(x, q.bottom, ends, cond)
         latent = self._latent(x, cond, u, between, objective)
-        prior = self.prior.divergence(q.top, ends, u, generator)
+        prior = self.prior.divergence(q.top, ends, u, normal)
         return Elbo(reconstruction, latent, prior)
 
     def _latent(self, x: Tensor, cond: Tensor | None, u: Tensor, noise: Tensor, objective: Objective) -> Tensor:
@@ -354,7 +367,11 @@ def decoder_noise(shape: Sequence[int], seed: int, first: int, like: Tensor) -> 
     return standard_normal(shape, seed, samples=samples, stream=DECODER, dtype=like.dtype, device=like.device)
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normals of the shape, dtype and device of ``like``, drawn where the generator lives."""
-    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
-    return noise.to(like.device)
+def _normals(generator: torch.Generator) -> Normals:
+    """Noise in sequence, drawn where the generator lives."""
+
+    def normal(like: Tensor) -> Tensor:
+        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+        return noise.to(like.device)
+
+    return normal
