@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdegen.levels import Continuous
 from sdegen.objectives import (
+    DENSITIES,
     ELBO,
     OBJECTIVES,
     P2,
@@ -90,7 +91,74 @@ def test_a_falling_weight_is_a_bound_on_noisier_data(weighting: Weighting) -> No
     assert bool((slope < 0).all())
     left = 0.5 * (at.weight * w(l) * mse(l)).sum()
     right = w(high) * (primitive(high) - primitive(low)) - (at.weight * slope * (primitive(l) - primitive(low))).sum()
-    torch.testing.assert_close(left, right, rtol=1e-11, atol=0)
+    torch.testing.assert_close(left, right, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("curve", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("logsnr", [-5.0, 0.3, 6.0])
+def test_errors_in_eps_x0_v_and_score_are_one_error(curve: str, logsnr: float) -> None:
+    path = COSINE.on(curve)
+    generator = torch.Generator().manual_seed(0)
+    x, eps, guess = torch.randn(3, 7, 5, generator=generator, dtype=torch.float64)
+    t = path.time(logsnr)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    z = alpha * x + sigma * eps
+    noise = (z - alpha * guess) / sigma  # the same guess in four units
+    e = (eps - noise).square().sum(1)
+    rho = math.exp(logsnr)
+    torch.testing.assert_close(rho * (x - guess).square().sum(1), e, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sigma**2 * (-eps / sigma + noise / sigma).square().sum(1), e, rtol=1e-12, atol=0)
+    a, s = (torch.sigmoid(torch.tensor(l, dtype=torch.float64)).sqrt() for l in (logsnr, -logsnr))
+    v = ((a * eps - s * x) - (a * noise - s * guess)).square().sum(1)
+    torch.testing.assert_close(a**2 * v, e, rtol=1e-12, atol=0)
+
+
+# --- which bound it is ------------------------------------------------------------------------------------------------
+
+FALLS = {"elbo": True, "simple": False, "v-mse": True, "min-snr": False, "p2": False, "edm": False, "sigmoid": True}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_says_whether_it_is_a_bound(name: str) -> None:
+    objective = OBJECTIVES[name]
+    found = objective.describe(COSINE)
+    assert found.falls == FALLS[name]
+    text = str(objective)
+    assert str(objective.weighting) in text
+    assert ("no bound" in text) == (not FALLS[name])
+    assert repr(objective.density) in text
+
+
+def test_the_noise_that_data_are_augmented_with() -> None:
+    """Below the q-quantile of sigma / alpha lies the share q of the weight's fall."""
+    found = OBJECTIVES["sigmoid"].describe(COSINE)
+    low, high = found.logsnr
+
+    def w(logsnr: float) -> float:
+        return 1 / (1 + math.exp(logsnr - 2))
+
+    assert found.clean == pytest.approx(w(high) / w(low))
+    for q, std in zip((0.1, 0.5, 0.9), found.noise, strict=True):
+        assert w(-2 * math.log(std)) / w(low) == pytest.approx(q, abs=2e-3)
+    assert OBJECTIVES["elbo"].describe(COSINE).clean == 1.0
+    assert OBJECTIVES["elbo"].describe(COSINE).noise == (0.0, 0.0, 0.0)
+
+
+def test_a_weight_that_rises_says_up_to_where() -> None:
+    assert OBJECTIVES["simple"].describe(COSINE).rises_to == pytest.approx(0, abs=0.01)  # sech(logsnr / 2)
+    assert Objective(lambda logsnr, own: logsnr.exp()).describe(COSINE).rises_to == pytest.approx(13.0, abs=0.3)
+    # d/dl log w = 0 of EDM's: (l - 2.4) / 2.4^2 = -4 e^-l / (1 + 4 e^-l)
+    top = OBJECTIVES["edm"].describe(COSINE).rises_to
+    assert (top - 2.4) / 2.4**2 == pytest.approx(-4 * math.exp(-top) / (1 + 4 * math.exp(-top)), abs=2e-3)
+    # on a path whose levels all lie beyond the top, the same weight falls
+    assert OBJECTIVES["edm"].describe(VP(LinearLogSNR(9, top + 0.1))).falls
+
+
+def test_the_densities_of_a_name_are_new_each_time() -> None:
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    assert DENSITIES["learned"](x) is not DENSITIES["learned"](x)
+    for make in DENSITIES.values():
+        assert make(x).time(torch.tensor([0.0, 1.0]).double(), COSINE).tolist() == pytest.approx([1e-3, 1 - 1e-3])
 
 
 def test_the_bound_is_the_default_and_has_weight_one() -> None:
