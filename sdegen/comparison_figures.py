@@ -84,8 +84,8 @@ def costs(problem: Problem, cost: str, budget: int, look: Mapping[str, Look], *,
         if not rows:
             continue
         named = problem.handful(measure, budget, stochastic=noisy)
-        best = front(rows, measure, cost)
         floor = problem.floors.get(measure)
+        best = front(rows, measure, cost, -math.inf if floor is None else floor)
         panels.append(
             Panel(
                 _curves(problem, rows, measure, cost, named),

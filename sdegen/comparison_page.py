@@ -235,9 +235,9 @@ def _warnings(found: Standings, sources: Sequence[_Described]) -> list[str]:
             said.append(f"these files come from different {what}: {each}.")
     if failed := [row for _, row in found.rows if row.status != "ok"]:
         names = ", ".join(dict.fromkeys(row.label for row in failed))
-        said.append(f"{len(failed)} cells failed ({names}); the table of cells says why.")
+        said.append(f"cells failed: {len(failed)} ({names}); the table of cells says why.")
     if found.doubled:
-        said.append(f"{found.doubled} cells are in more than one file; those of the later file are shown.")
+        said.append(f"cells in more than one file: {found.doubled}; those of the later file are shown.")
     return said
 
 

@@ -295,7 +295,7 @@ def standings(files: Sequence[Path | str]) -> Standings:
         sources.append(source)
         for row in rows:
             key = tuple(str(row[name]) for name in ("target", "path", "grid", "solver", "seed", "budget", "tol"))
-            doubled += key in cells
+            doubled += key in cells and cells[key][1] is not source
             cells[key] = (row, source)
     grouped: dict[tuple[str, str], list[tuple[dict[str, Any], Source]]] = {}
     for row, source in cells.values():
@@ -304,18 +304,19 @@ def standings(files: Sequence[Path | str]) -> Standings:
     return Standings(problems, tuple(sources), doubled)
 
 
-def front(rows: Iterable[Row], measure: str, cost: str = "nfe") -> list[Row]:
+def front(rows: Iterable[Row], measure: str, cost: str = "nfe", floor: float = -math.inf) -> list[Row]:
     """The Pareto front: rows that no other row beats in measure and cost together, cheapest first.
 
     Args:
         rows: of one problem.
         measure: what should be small.
         cost: "nfe" or "seconds".
+        floor: below it nothing can be better.
     """
     known = [row for row in rows if math.isfinite(row[measure].value) and math.isfinite(row.cost(cost))]
     best, kept = math.inf, []
     for row in sorted(known, key=lambda row: (row.cost(cost), row[measure].value)):
-        if row[measure].value < best:
+        if row[measure].value < best and best > floor:
             best = row[measure].value
             kept.append(row)
     return kept

@@ -29,16 +29,16 @@ const filter = document.getElementById("filter");
 if (filter) {
   const rows = [...document.querySelectorAll("table.sortable tbody tr")];
   const curves = [...document.querySelectorAll("g.curve")].map((g) => [g, g.querySelector("title").textContent]);
+  const fits = (row, word) => {
+    const known = row.dataset.find.toLowerCase().split(" ");  // a number is meant whole, a name in part
+    return known.some((one) => (Number.isNaN(Number(word)) ? one.includes(word) : one === word));
+  };
   filter.querySelector("input").oninput = (event) => {
     const words = event.target.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
-    let shown = 0;
-    for (const row of rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-      shown += !row.hidden;
-    }
-    filter.querySelector("output").textContent = words.length ? `${shown} of ${rows.length} cells` : "";
-    for (const [g, name] of curves) g.classList.toggle("lit", words.some((word) => name.toLowerCase().includes(word)));
+    for (const row of rows) row.hidden = !words.every((word) => fits(row, word));
+    const shown = rows.filter((row) => !row.hidden), names = new Set(shown.map((row) => row.dataset.solver));
+    filter.querySelector("output").textContent = words.length ? `${shown.length} of ${rows.length} cells` : "";
+    for (const [g, name] of curves) g.classList.toggle("lit", words.length > 0 && names.has(name));
   };
   for (const part of document.querySelectorAll("#filter, .scripted")) part.hidden = false;
 }
