@@ -5,7 +5,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help install demo picture test lint types check clean
+# Notebooks are rendered with their outputs here; in small, for a test of them, where SDEGEN_FAST is set.
+RENDERED  := notebooks/$(if $(SDEGEN_FAST),fast,rendered)
+NOTEBOOKS := $(patsubst notebooks/%.py,$(RENDERED)/%.html,$(wildcard notebooks/[0-9]*.py))
+KERNEL    := $(VENV)/.ready-notebooks
+
+.PHONY: help install demo notebooks picture test lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to make
@@ -22,6 +27,23 @@ install: $(READY) ## install into .venv
 
 demo: $(READY) ## the main job on scikit-learn's digits: train, sample, score; writes runs/demo/report.html
 	@$(BIN)/sdegen demo
+
+notebooks: $(NOTEBOOKS) ## run the notebooks; writes notebooks/rendered/*.html (SDEGEN_FAST=1: notebooks/fast, in small)
+
+$(KERNEL): $(READY)
+	@echo "installing what runs notebooks ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[notebooks]'
+	@touch $(KERNEL)
+
+$(RENDERED)/%.html: notebooks/%.py $(KERNEL) $(shell find sdegen solvers -name '*.py')
+	@echo "$< ..."
+	@mkdir -p $(RENDERED)
+	@$(BIN)/jupytext --quiet --to ipynb --output $(RENDERED)/$*.ipynb $<
+	@$(BIN)/jupyter-nbconvert --log-level ERROR --KernelManager.transport=ipc --execute --to notebook --inplace \
+		$(RENDERED)/$*.ipynb
+	@$(BIN)/jupyter-nbconvert --log-level ERROR --TagRemovePreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_input_tags=hide-input --to html $(RENDERED)/$*.ipynb
 
 test: $(READY) ## all tests and doctests
 	@$(BIN)/python -m pytest -n auto

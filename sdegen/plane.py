@@ -157,7 +157,7 @@ def _layers(axes: Axes, panel: Plane, reach: float, look: Mapping[str, Look]) ->
         for i, line in enumerate(np.swapaxes(np.asarray(lines, float), 0, 1)):
             name: dict[str, Any] = {} if i else {"label": label}
             axes.plot(*line.T, color=look[label].color, ls=look[label].dash, lw=1.1, **mark, **name)
-    if panel.steps:
+    if any(panel.steps):  # an empty label is none
         axes.legend(loc="lower left", borderpad=0.1, labelcolor=GREY)
 
 
