@@ -47,8 +47,8 @@ from solvers.problem import mix
 __all__ = ["BrownianMotion", "Noise", "area", "elsewhere", "fresh_seed", "silent", "standard_normal"]
 
 PRIOR, TREE, DECODER, ENCODER, PROBES, PILOT, BOUND = range(7)
-"""Streams: draws of different meaning never share a counter. BOUND is the first of several; trees beyond the first are at
-256 and on."""
+"""Streams: draws of different meaning never share a counter. Those from BOUND on are the bound's, one for each of its
+terms; trees beyond the first are at 256 and on."""
 
 
 class Noise(Protocol):
