@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from sdegen.files import Busy, locked
 from sdegen.likelihood.report import LikelihoodReport, merged
+from sdegen.likelihood.tables import row
 from sdegen.models import LatentVariableModel
 from sdegen.results import names, read, write
 
-__all__ = ["GROUP", "Progress", "Store", "fingerprint", "part", "processes"]
+__all__ = ["GROUP", "Progress", "Store", "everything", "fingerprint", "part", "processes"]
 
 Progress = Callable[[float], None]
 Compute = Callable[[range, Progress | None], LikelihoodReport]
@@ -98,23 +99,25 @@ class Store:
                 whole = merged([part for part in parts if part is not None])
                 self._keep(key, title, whole, **more)
                 return whole, False
-            # Another process may have put the shards together, and tidied up.
-            if not again and (kept := self.find(key)) is not None:
+            if not again and (kept := self.find(key)) is not None:  # another process has put the shards together
                 shutil.rmtree(folder, ignore_errors=True)
                 return kept, False
             done = len(shards) - len(todo)
             tell = part(progress, done, len(shards))
-            if not self._one_of(todo, folder, lambda rows, tell=tell: compute(rows, tell)):
+            if not self._one_of(todo, key, lambda rows, tell=tell: compute(rows, tell), again):
                 time.sleep(PATIENCE)  # others are at the rest
             elif progress is not None:
                 progress((done + 1) / len(shards))
 
-    def _one_of(self, todo: Sequence[range], folder: Path, compute: Callable[[range], LikelihoodReport]) -> bool:
-        """Compute the first shard that nobody is at."""
+    def _one_of(
+        self, todo: Sequence[range], key: str, compute: Callable[[range], LikelihoodReport], again: bool
+    ) -> bool:
+        """Compute the first shard that nobody is at, unless the whole is there."""
         for rows in todo:
-            file = _file(folder, rows)
+            file = _file(self._shards(key), rows)
             with _claimed(file) as mine:
-                if mine and not file.exists():
+                # A file that is not there was never made, or was tidied up after the whole had been kept.
+                if mine and not file.exists() and (again or self.find(key) is None):
                     write(file, SHARD, compute(rows).to_result())
                     return True
         return False
@@ -161,6 +164,20 @@ def _claimed(file: Path) -> Iterator[bool]:
 def part(progress: Progress | None, done: int, of: int) -> Progress | None:
     """Progress within the next of several parts."""
     return None if progress is None else lambda share: progress((done + share) / of)
+
+
+def everything(folder: Path | str) -> list[dict[str, Any]]:
+    """All likelihoods that are kept in a folder, one flat dictionary each, oldest first."""
+    found: list[dict[str, Any]] = []
+    file = Path(folder) / "results.h5"
+    for group in names(file):
+        if group.startswith(f"{GROUP}/"):
+            kept = read(file, group)
+            if "formula" not in kept.attributes:  # of an earlier version, or somebody else's
+                continue
+            asked = {key: kept.attributes.get(key) for key in ("formula", "split", "created")}
+            found.append({**row(kept.attributes["title"], LikelihoodReport.from_result(kept)), **asked})
+    return sorted(found, key=lambda line: line["created"] or "")
 
 
 def fingerprint(*things: Any) -> str:

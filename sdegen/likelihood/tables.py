@@ -40,7 +40,7 @@ def table(reports: Mapping[str, LikelihoodReport], data: Mapping[str, Any], know
         notes.append(
             f"known already, from the same weights, data and settings: {', '.join(t for t in reports if t in known)}"
         )
-    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+    return "\n\n".join(filter(None, [*blocks, "\n".join(notes)]))
 
 
 def _head(reports: Mapping[str, LikelihoodReport], data: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _parts(reports: Mapping[str, LikelihoodReport]) -> str:
     cells = [
         (title, *(number(r.parts.get(name, math.nan), 3) for name in names))
         for title, r in reports.items()
-        if len(r.parts) > 1
+        if r.kind != "exact"
     ]
     return aligned([("parts, nats", *names), *cells], right=range(1, len(names) + 1)) if cells else ""
 
@@ -108,8 +108,9 @@ def _ground(reports: Mapping[str, LikelihoodReport]) -> str:
             *map(said, (r.dequantizer, r.bin_width, _class(r.solver), r.tolerance, r.seed)),
         )
         for title, r in reports.items()
+        if r.kind != "exact"
     ]
-    return aligned([head, *cells])
+    return aligned([head, *cells]) if cells else ""
 
 
 def _class(shown: str | None) -> str | None:

@@ -76,16 +76,38 @@ def test_train_sample_likelihood(run: Path, capsys: Captured) -> None:
     out = capsys.readouterr().out
     assert "bits/dim" in out
     assert "20 held-out examples of digits" in out
-    rows = {row["model"]: row for row in csv.DictReader((run / "likelihood.csv").open())}
-    assert list(rows) == ["uniform", "histogram", "pixel histogram", "DDPM T=5", "DDPM T=50", "VP-SDE", "ODE"]
+    rows = {row["title"]: row for row in _csv(run)}
+    assert set(rows) == {"uniform", "histogram", "pixel histogram", "DDPM T=5", "DDPM T=50", "VP-SDE", "ODE"}
     assert float(rows["uniform"]["bits_per_dim"]) == pytest.approx(np.log2(17))
     assert float(rows["DDPM T=5"]["nats"]) > float(rows["DDPM T=50"]["nats"]) > float(rows["VP-SDE"]["nats"])
-    bound = read(run / "results.h5", "likelihood/VP-SDE")
+    group = next(name for name in names(run / "results.h5") if name.startswith("likelihood/VP-SDE-"))
+    bound = read(run / "results.h5", group)
     assert bound["nats"].shape == (20,)
     assert bound["nats"].mean() == pytest.approx(float(rows["VP-SDE"]["nats"]))
     assert bound["mean"].sum() == pytest.approx(bound["nats"].mean())
-    assert {"versions", "command", "seed", "device", "nfe", "estimator_se", "data_se"} <= set(bound.attributes)
+    assert {"versions", "command", "seed", "device", "forward", "estimator_se", "data_se"} <= set(bound.attributes)
     assert "samples/euler-nfe5-seed0" in names(run / "results.h5")
+
+
+def _csv(run: Path) -> list[dict[str, str]]:
+    with (run / "likelihood.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_numbers_with_other_settings_are_kept_apart_and_known_ones_are_said_so(run: Path, capsys: Captured) -> None:
+    words = ["likelihood", str(run), "--n=10", "--draws=2", "--methods"]
+    assert main([*words, "bound(T=3), bound(draws=2, repeats=3)"]) == 0
+    assert "known already" not in capsys.readouterr().out
+    first = _csv(run)
+    assert [row["formula"].partition("(")[0] for row in first] == ["bound", "bound"]
+    assert main([*words, "bound(T=3)"]) == 0
+    assert "known already, from the same weights, data and settings: bound(T=3)" in capsys.readouterr().out
+    assert main([*words, "bound(T=3)", "--seed=1"]) == 0
+    assert main([*words, "bound(T=3)", "--again"]) == 0
+    assert "known already" not in capsys.readouterr().out
+    rows = _csv(run)
+    assert len(rows) == 3
+    assert {row["nats"] for row in first} < {row["nats"] for row in rows}
 
 
 def test_the_first_samples_of_many_are_those_of_few(run: Path) -> None:
@@ -200,7 +222,9 @@ def test_sample_refuses(trained: Path, words: list[str], message: str, capsys: C
         (["--T", "10,-1"], "T: expected a list"),
         (["--iwae", "5"], "--iwae is for a vae"),
         (["--bin_width=0.1"], "this model gives probabilities"),
-        (["--ode", "--solver=heun"], "heun takes fixed steps: give --steps"),
+        (["--ode", "--solver=heun"], "heun takes fixed steps: give steps"),
+        (["--methods", "bund"], "unknown method 'bund'; did you mean bound?"),
+        (["--target_se=0"], "target_se: expected a number >0, not 0"),
         (["--ode", "--solver=ancestral", "--steps=3"], "ancestral draws noise"),
         (["--split", "validation"], "split"),
     ],
