@@ -4,5 +4,5 @@ Each module has a dataclass ``Config`` whose defaults are the experiment as it i
 that computes everything from scratch and returns the path of its results, and ``python -m experiments.NAME`` that calls
 it. Results are HDF5 with a CSV table and figures beside it.
 
-    solver_error    how far from the exact solution does each solver end, for a number of network calls?
+    solver_comparison    which solver, at which cost, on which kind of data?
 """

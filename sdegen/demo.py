@@ -73,14 +73,18 @@ class Demo:
     noises: int = 24
     budgets: tuple[int, ...] = (10, 50)
     reference: int = 200
-    comparison: Comparison = field(default_factory=lambda: Comparison(solvers=SOLVERS))
+    comparison: Comparison = field(
+        default_factory=lambda: Comparison(solvers=SOLVERS, cloud=5000, transport=0, reference_steps=512)
+    )
     seed: int = 0
     threads: int = 1
 
     @classmethod
     def fast(cls) -> Demo:
         """Everything once in a few seconds, for tests: the page is whole and the models are bad."""
-        few = Comparison(solvers=SOLVERS, samples=8, cloud=100, budgets=(6, 10), tols=(1e-2,), reference_steps=32)
+        few = Comparison(
+            solvers=SOLVERS, samples=8, cloud=100, transport=0, budgets=(6, 10), tols=(1e-2,), reference_steps=32
+        )
         return cls(
             seconds=1.0, vae_seconds=0.5, channels=(8, 8), vae_width=32, levels=(4, 8), draws=1, ode_images=4,
             images=6, ddpm=8, nfe=6, noises=4, budgets=(6,), reference=16, comparison=few,
@@ -131,7 +135,7 @@ def run(
         if not seconds > 0:
             raise ValueError(f"the training time must be positive, not {seconds} s")
         settings = replace(settings, seconds=seconds, vae_seconds=seconds / 6)
-    comparison = replace(settings.comparison, seed=seed)
+    comparison = replace(settings.comparison, seeds=(seed,))
     settings = replace(settings, seed=seed, threads=threads, comparison=comparison)
     with cpu_threads(recipes(settings)["diffusion"].train.cpu_threads()):
         return _run(Path(out), settings)

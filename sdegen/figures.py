@@ -204,13 +204,13 @@ def errors(found: Result, *, on: Canvas | None = None, panels: slice = slice(Non
             log="xy",
             look=look,
             ticks=(BUDGETS, ()),
-            floor=(0.0, float(found["floor"][2]), "two exact samples") if floor else None,
+            floor=(0.0, float(np.nanmean(found["sliced_w2_floor_high"])), "two exact samples") if floor else None,
         )
 
     drawn = [
         panel("ODE solvers", "error", [n for n in look if not noisy[n]], "pathwise error"),
         panel("SDE solvers", "error", [n for n in look if noisy[n]], "pathwise error"),
-        panel("In distribution", "distance", list(look), "sliced Wasserstein distance", floor=True),
+        panel("In distribution", "sliced_w2", list(look), "sliced Wasserstein distance", floor=True),
     ]
     return plots.lines(drawn[panels], size=(11, 4.1), on=on)
 

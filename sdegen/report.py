@@ -167,14 +167,20 @@ def _strips(draw: Draw, found: Result, columns: int = 10) -> dict[str, Any]:
 
 def _errors(draw: Draw, found: Result) -> dict[str, Any]:
     draw("errors", figures.errors(found), "Error of every solver against the number of network calls")
-    ranked = {measure: best(found, BUDGET, measure) for measure in ("error", "distance")}
+    ranked = {measure: best(found, BUDGET, measure) for measure in ("error", "sliced_w2")}
     if ranked["error"]:
         figure = figures.ranking(found, BUDGET)
         draw("ranking", figure, "; ".join(f"{name} {value:.3f}" for name, value in ranked["error"]))
     return {
-        "ranked": ranked, "floor": found["floor"].tolist(), **found.attributes,
+        "ranked": ranked, **_common(found),
+        "floor": [float(np.nanmean(found[name])) for name in ("sliced_w2_floor", "sliced_w2_floor_high")],
         "tables": {measure: _table(found, measure) for measure in ranked},
     }  # fmt: skip
+
+
+def _common(found: Result) -> dict[str, Any]:
+    """What all cells of the comparison have in common; its one target among it."""
+    return json.loads(found.attributes["settings"]) | {"about": json.loads(found.attributes["targets"])}
 
 
 def _table(found: Result, measure: str) -> dict[str, Any]:
@@ -186,10 +192,11 @@ def _table(found: Result, measure: str) -> dict[str, Any]:
         cells = [_cell(found, measure, mine, budget) for budget in budgets]
         equation = "SDE" if found["stochastic"][mine[0]] else "ODE"
         rows.append({"name": name, "equation": equation, "order": int(found["order"][mine[0]]), "cells": cells})
+    high = float(np.nanmean(found["sliced_w2_floor_high"]))
     for column in range(len(budgets)):
         for equation in ("ODE", "SDE"):
             cells = [cell for r in rows if r["equation"] == equation and (cell := r["cells"][column])]
-            limit = min((c["value"] for c in cells), default=0.0) if measure == "error" else float(found["floor"][2])
+            limit = min((c["value"] for c in cells), default=0.0) if measure == "error" else high
             for cell in cells:
                 cell["best"] = cell["value"] <= limit
     return {"budgets": budgets, "rows": rows}
@@ -204,7 +211,9 @@ def _cell(found: Result, measure: str, mine: np.ndarray, budget: int) -> dict[st
     if not len(fitting):
         return None
     i = int(fitting[0])
-    nfe, se = int(found["nfe"][i]), float(found["error_se"][i]) if measure == "error" else None
+    nfe, se = int(found["nfe"][i]), None
+    if measure == "error":
+        se = float(found["error_high"][i] - found["error_low"][i]) / 3.92
     return {"value": float(found[measure][i]), "se": se, "nfe": nfe if nfe != budget else 0, "best": False}
 
 
@@ -266,14 +275,17 @@ def _facts(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[str
             known = _settings(ode, "solver", "trace", "draws")
             facts["Probability flow"] = f"{known}; {ode['forward']:.0f} network calls for each digit, counted"
     if "errors" in found:
-        e = found["errors"].attributes
+        e = _common(found["errors"])
         facts["Exact solutions"] = (
-            f"{e['truth']} on {e['path_repr']}: the ODE by DOP853 at tolerance 1e-11, the SDE by the exponential Euler "
-            f"method with {e['reference_steps']} steps along the same Brownian motion. Every solver is on its own grid"
+            f"{', '.join(f'{name}: {what}' for name, what in e['about'].items())}; the ODE by DOP853 at tolerance "
+            f"1e-11, the SDE by an exponential multistep method with {e['reference_steps']} steps along the same "
+            "Brownian motion. Every solver is on its own grid"
         )
     if "strips" in found:
         steps = found["strips"].attributes["reference_steps"]
-        facts["Exact, on digits"] = f"the same network with dpmpp_2m (ODE) and exponential Euler (SDE), {steps} steps"
+        facts["Exact, on digits"] = (
+            f"the same network with dpmpp_2m (ODE) and an exponential multistep method (SDE), {steps} steps"
+        )
     return facts
 
 

@@ -129,6 +129,7 @@ class GottaGoFast(AdaptiveHeun):
     rtol: float = 0.05
     atol: float = 0.0078
 
+    strong_order = 0.0  # what is refused is no part of the path
     reference = "Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1"
 
     def scale(self, x: Tensor, new: Tensor) -> Tensor:

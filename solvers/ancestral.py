@@ -157,6 +157,7 @@ class Ancestral(Solver[None]):
     order = 1
     nfe_per_step = 1
     stochastic = True
+    eta = 1.0
     reference = "Ho et al. 2020, arXiv:2006.11239"
 
     def __post_init__(self) -> None:
@@ -197,6 +198,7 @@ class ReverseDiffusion(Solver[None]):
     order = 1
     nfe_per_step = 1
     stochastic = True
+    eta = 1.0
     reference = "Song et al. 2021, arXiv:2011.13456, appendix E"
 
     def step(

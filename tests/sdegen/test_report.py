@@ -75,12 +75,12 @@ def errors() -> Result:
         ("ancestral", True, 1, 10, np.nan, 10, 0.4, 0.2), ("ancestral", True, 1, 20, np.nan, 20, 0.3, 0.1),
         ("dopri5", False, 0, 0, 1e-2, 14, 0.1, 0.02), ("dopri5", False, 0, 0, 1e-3, 18, 0.02, 0.01),
     ]  # fmt: skip
-    names = ("solver", "stochastic", "order", "budget", "tol", "nfe", "error", "distance")
+    names = ("solver", "stochastic", "order", "budget", "tol", "nfe", "error", "sliced_w2")
     arrays = {name: (("cell",), list(column)) for name, column in zip(names, zip(*cells, strict=True), strict=True)}
-    arrays |= {"error_se": (("cell",), [0.01] * len(cells)), "seconds": (("cell",), [0.1] * len(cells))}
-    arrays |= {"floor": (("quantile",), [0.02, 0.01, 0.03]), "quantile": (("quantile",), ["mean", "low", "high"])}
-    about = {"oracle": "mixture2d", "truth": "Mixture()", "path_repr": "VP()", "samples": 256, "cloud": 5000}
-    return Result(arrays, {**about, "reference_steps": 512})
+    more = {"error_low": 0.01, "error_high": 0.6, "sliced_w2_floor": 0.02, "sliced_w2_floor_high": 0.03, "seconds": 0.1}
+    arrays |= {name: (("cell",), [value] * len(cells)) for name, value in more.items()}
+    settings = {"targets": ["mixture2d"], "samples": 256, "cloud": 5000, "reference_steps": 512}
+    return Result(arrays, {"settings": settings, "targets": json.dumps({"mixture2d": "MixtureOracle()"})})
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_tables_mark_the_best_and_say_what_was_spent():
     assert (twenty["nfe"], twenty["value"], twenty["best"]) == (18, 0.02, True)
     within = {
         row["name"]: [bool(c and c["best"]) for c in row["cells"]]
-        for row in report._table(errors(), "distance")["rows"]
+        for row in report._table(errors(), "sliced_w2")["rows"]
     }
     assert within == {"heun": [False, True], "ancestral": [False, False], "dopri5": [False, True]}
 
@@ -188,7 +188,7 @@ def test_bad_runs_get_one_line(folder, tmp_path, capsys):
     cases["older"] = shutil.copytree(folder, tmp_path / "older")
     found = errors()
     results.write(
-        cases["older"] / RESULTS, "errors", Result({n: a for n, a in found.arrays.items() if n != "distance"}, {})
+        cases["older"] / RESULTS, "errors", Result({n: a for n, a in found.arrays.items() if n != "sliced_w2"}, {})
     )
     for name, path in cases.items():
         assert report.main([str(path)]) == 2, name
