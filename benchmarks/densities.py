@@ -7,9 +7,9 @@ held-out data, where their variances are read off: a draw from p of the latent t
     INT Var(|eps - eps_hat|^2) / 4p dlogsnr          levels spread evenly over many draws.
 
 The first is what an example of a batch adds where all draws are independent, the second where their uniform numbers are
-spread over the batch, as in training. Printed as Markdown: the standard deviation of the mean over 128 draws, and both variances in
-units of those of uniform logsnr. Then the bound with T levels, for three kinds of reverse process. With ``--images``
-the pictures go to a folder.
+spread over the batch, as in training. Printed as Markdown: the standard deviation of the mean over 128 draws, and both
+variances in units of those of uniform logsnr. Then the bound with T levels, for three kinds of reverse process. With
+``--images`` the pictures go to a folder.
 """
 
 from __future__ import annotations
@@ -121,19 +121,17 @@ def main() -> None:
         ("T", *ladders),
         ((str(T), *(f"{ladder[T].bits_per_dim:.3f}" for ladder in ladders.values())) for T in TS),
     )
-    path = VP(Cosine())
+    told = {name: objective.describe(VP(Cosine())) for name, objective in OBJECTIVES.items()}
     table(
         ("objective", "w(logsnr)", "falls", "sigma / alpha of the noise added: 10 %, 50 %, 90 %"),
         (
             (
                 f"`{name}`",
-                f"`{told.weighting}`",
-                "yes" if told.falls else f"only above {round(told.rises_to, 2) + 0.0:.2f}",
-                noise,
+                f"`{one.weighting}`",
+                "yes" if one.falls else f"only above {round(one.rises_to, 2) + 0.0:.2f}",
+                ", ".join(f"{std:.3g}" for std in one.noise) if one.falls else "–",
             )
-            for name, objective in OBJECTIVES.items()
-            for told in (objective.describe(path),)
-            for noise in (", ".join(f"{std:.3g}" for std in told.noise) if told.falls else "–",)
+            for name, one in told.items()
         ),
     )
     if words.images is not None:
