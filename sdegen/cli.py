@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a model on data and keep it in a run folder; resume it",
     "sample": "draw samples from a trained model with any solver",
     "likelihood": "score held-out data: bounds, DDPM bounds for any T, probability-flow ODE",
+    "compare": "solvers against the truth: error, distance and time of every solver with every budget",
     "report": "a page from results: the best solver for a budget, errors against cost, orders, every cell",
     "solvers": "the table of solvers: order, evaluations per step, noise, reference",
     "demo": "the main job on scikit-learn's digits, and a report to look at",
@@ -62,6 +63,9 @@ def main(words: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning starve each other as soon as anything else runs on the machine: a step of a small
     # network then takes ten times as long. Read by OpenMP when torch is loaded, so it is set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # An installed program does not look where it is called, and there people keep a solver or a model of their own.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     debug = "--debug" in words
     if words[:1] == ["--debug"]:
         words = [*words[1:], "--debug"]

@@ -1,0 +1,186 @@
+"""``sdegen compare``: which solver, at which cost, and can I believe it?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from sdegen.parsing import Parser, UsageError
+
+EXAMPLES = """\
+  sdegen compare mixture16 --nfe 5,10,20,50,100           every solver with fixed steps; minutes
+  sdegen compare runs/a --solvers ddim,heun,'unipc*'      a trained run, against its own converged solution
+  sdegen compare ring --solvers ode --grids karras,logsnr --nfe 10,20
+  sdegen compare mixture2d --solvers adaptive --tol 1e-2,1e-4
+  sdegen compare mixture2d --solvers mine:Leapfrog --out runs/compare   one more, beside those that are there
+  torchrun --nproc-per-node 8 -m sdegen compare mixture64 --out runs/shared
+
+TARGET is an oracle, a run folder, or package.module:function that returns a model; several with commas between them.
+Every cell is on the disk when it is done: the same command goes on after Ctrl-C, a crash or kill -9, and measures only
+what is not there yet. The folder gets results.h5 and results.csv; `sdegen report` draws them."""
+
+MODEL = {"samples": 64, "reference_steps": 512}  # defaults where a network is asked, which takes longer than an oracle
+
+
+def prepare(words: Sequence[str]) -> Callable[[], None]:
+    """Read the command line; load the targets; check solvers, budgets and the folder; give back the work."""
+    parser = Parser("compare", "TARGET [options]", "Measure solvers where the truth or its like is known.", EXAMPLES)
+    parser.add_argument("target", metavar="TARGET", help="what is solved")
+    parser.add_argument(
+        "--solvers",
+        default="all",
+        help="names, patterns such as 'dpmpp*', package.module:Class, or all, ode, sde, fixed, adaptive",
+    )
+    parser.add_argument("--nfe", type=list[PositiveInt], help="budgets of network calls (default: 5,10,20,50,100)")
+    parser.add_argument("--tol", type=list[PositiveFloat], help="tolerances, for solvers that choose their own steps")
+    parser.add_argument(
+        "--paths", default="", help="Gaussian paths (default: the target's own; vp-linear of an oracle)"
+    )
+    parser.add_argument("--grids", default="", help="time grids (default: each solver's own)")
+    parser.add_argument("--seeds", type=list[NonNegativeInt], default=[0], help="of noises, Brownian motion and data")
+    parser.add_argument(
+        "--samples", type=PositiveInt, help="noises of the pathwise error (default: 256; of a model 64)"
+    )
+    parser.add_argument("--cloud", type=NonNegativeInt, default=2000, help="endpoints of the distances; 0 for none")
+    parser.add_argument("--transport", type=NonNegativeInt, default=1000, help="of these, for the exact W2")
+    parser.add_argument(
+        "--reference_steps", type=PositiveInt, help="of the SDE's converged solution (default: 2048; of a model 512)"
+    )
+    parser.add_argument("--out", default="runs/compare", help="folder; what it holds is not measured again")
+    parser.add_argument("--overwrite", action="store_true", help="forget the comparison that is there")
+    parser.add_argument(
+        "--workers", type=PositiveInt, help="processes (default: one for each core, where it is worth it)"
+    )
+    parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads of each")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    chosen = parser.read(words)
+
+    from sdegen.comparison.distances import transport_library
+    from sdegen.comparison.sweep import check_folder, possible, rank
+    from sdegen.comparison.truth import Truths
+
+    settings, out = _settings(chosen), Path(chosen.out)
+    targets = Truths(settings).targets.values()
+    cells = possible(settings)
+    number, of = rank()
+    if chosen.overwrite and of > 1:
+        raise UsageError("overwrite: not with several processes; remove the folder")
+    if not chosen.overwrite:
+        check_folder(out, settings)
+    elif out.exists() and not (out / "comparison.json").exists():
+        raise UsageError(f"out: {out} exists and holds no comparison")
+    if any(target.truth for target in targets) and settings.cloud and settings.transport and not transport_library():
+        print("w2 is left out: it needs POT, pip install 'sdegen[metrics]'", flush=True)
+    workers = 1 if of > 1 else chosen.workers or max(1, min(_cores() // chosen.threads, len(cells) // 25, 16))
+    return lambda: _compare(settings, out, workers, chosen, len(cells), first=number == 0)
+
+
+def _settings(chosen: Namespace) -> Any:
+    """What is asked for, as a :class:`Comparison`."""
+    from sdegen.comparison import Comparison
+    from sdegen.oracles import ORACLES
+
+    targets = _listed(chosen.target)
+    budgets = chosen.nfe or (() if chosen.tol else Comparison.budgets)
+    tols = chosen.tol or (() if chosen.nfe else Comparison.tols)
+    model = MODEL if any(target not in ORACLES for target in targets) else {}
+    sizes = {
+        name: chosen[name] or model.get(name, getattr(Comparison, name)) for name in ("samples", "reference_steps")
+    }
+    return Comparison(
+        targets, _listed(chosen.solvers), tuple(budgets), tuple(tols), _listed(chosen.paths), _listed(chosen.grids),
+        tuple(chosen.seeds), cloud=chosen.cloud, transport=chosen.transport, device=chosen.device, **sizes,
+    )  # fmt: skip
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: int, *, first: bool) -> None:
+    from tqdm.auto import tqdm
+
+    from sdegen.comparison import sweep
+    from sdegen.train.interrupt import stoppable
+
+    if chosen.overwrite:
+        for name in ("journal", "references"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("results.h5", "results.csv", "comparison.json"):
+            (out / name).unlink(missing_ok=True)
+    shape = "{percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left{postfix}"
+    with stoppable() as stop, tqdm(total=1.0, bar_format=shape, disable=None if first else True) as bar:
+
+        def advance(what: str, share: float) -> None:
+            if not what:  # what was there already did not take this time
+                bar.initial = bar.n = share
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(share - bar.n)
+            bar.refresh()
+
+        file = sweep(settings, out, workers=workers, threads=chosen.threads, progress=advance, stop=stop)
+    if not first:
+        return
+    if file.exists():
+        print(_told(file))
+    if stop.is_set():
+        raise KeyboardInterrupt(
+            f"stopped; what is measured of {count} cells is kept in {out}: the same command goes on"
+        )
+    print(f"all in {file} and {file.with_suffix('.csv')}; next: sdegen report {out}")
+
+
+def _told(file: Path) -> str:
+    """The best solvers for every budget, for people in a hurry."""
+    from sdegen.standings import MEASURES, front
+    from sdegen.sweeps import gather
+    from sdegen.tables import aligned
+
+    text: list[str] = []
+    for problem in gather([file]).problems:
+        head, law = ["calls", "nearest to its ODE", "nearest to its SDE"], problem.distance
+        if law:
+            head.append(f"{MEASURES[law]} (of exact samples {problem.floors[law]:.2g})")
+        rows = [head]
+        for budget in problem.budgets:
+            row = [str(budget)]
+            for noisy in (False, True):
+                ranked = problem.ranked(budget, "error", stochastic=noisy)
+                row.append(_best(ranked[0], "error") if ranked else "–")
+            if law:
+                ranked = problem.ranked(budget, law)
+                inside = sum(one[law].value <= problem.limit(law) for one in ranked)
+                best = _best(ranked[0], law) if ranked else "–"
+                row.append(best + (f", one of {inside} not to be told from exact" if inside > 1 else ""))
+            rows.append(row)
+        ode = front([row for row in problem.rows if not row.stochastic], "error")
+        text += [problem.title, aligned(rows, right=[0]) if problem.budgets else ""]
+        text += ["no ODE solver is cheaper and better: " + ", ".join(f"{row.label} {row.nfe:.0f}" for row in ode), ""]
+        text += [f"no numbers: {reason} ({', '.join(names)})" for reason, names in _failed(problem.rows).items()]
+    return "\n".join(line for line in text)
+
+
+def _best(row: Any, measure: str) -> str:
+    value, low, high = row[measure]
+    interval = f" ({low:.2g} to {high:.2g})" if low < high else ""
+    return f"{row.label} {value:.2g}{interval}"
+
+
+def _failed(rows: Sequence[Any]) -> dict[str, list[str]]:
+    """Why cells have no numbers -> which."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != "ok":
+            found.setdefault(row.status.removeprefix("ValueError: "), []).append(row.label)
+    return found
