@@ -8,6 +8,7 @@ for, then the best for the others), all others are thin and grey, and a family a
     shades      every solver and every budget as a table of shades
     families    one small picture for each kind of solver, the others behind
     orders      errors beside the slope that each declared order promises, and the orders that were measured
+    samples     where the same noises end, solver by solver and budget by budget
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from sdegen import plots
+from sdegen.families import FAMILIES
 from sdegen.pages import sig
+from sdegen.plane import Plane, planes
 from sdegen.plots import Dot, Panel, Series
-from sdegen.standings import FAMILIES, MEASURES, Problem, Row, front
+from sdegen.standings import MEASURES, Problem, Row, front
 from sdegen.style import FAINT, GREY, INK, Canvas, Look, style, styled
 
-__all__ = ["costs", "families", "orders", "ranking", "shades"]
+__all__ = ["costs", "families", "orders", "ranking", "samples", "shades"]
 
 REST, PALE, INKY = Look(GREY, "", "-"), Look("#c9c7c0", "", "-"), Look("#000000", "", "-")
 PROMISE = Look(INK, "", (0, (2, 2)))
 SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#5b72b5", "#a3b6da", "#dfe6f1", "#fbfaf6"])
 """Dark is accurate. The lightness falls evenly, so that the order survives a greyscale printer."""
+
+POINTS = 120  # of a cloud that are drawn: every one is an element of the page
 
 KINDS = {False: "ODE", True: "SDE"}
 
@@ -84,14 +89,14 @@ def costs(problem: Problem, cost: str, budget: int, look: Mapping[str, Look], *,
         if not rows:
             continue
         named = problem.handful(measure, budget, stochastic=noisy)
-        floor = problem.floors.get(measure)
-        best = front(rows, measure, cost, -math.inf if floor is None else floor)
+        floor = problem.limit(measure)
+        best = front(rows, measure, cost, floor)
         panels.append(
             Panel(
                 _curves(problem, rows, measure, cost, named),
                 title, xlabel, MEASURES[measure], log="xy", look=_looked(rows, look),
                 front=Series([row.cost(cost) for row in best], [row[measure].value for row in best]),
-                floor=None if floor is None else (1e-12, floor, "two exact samples"),
+                floor=(1e-12, floor, "exact samples") if floor > 0 else None,
                 ticks=(problem.budgets if cost == "nfe" else (), ()), ylim=_limits(rows, measure, floor),
             )
         )  # fmt: skip
@@ -114,11 +119,11 @@ def _looked(rows: Sequence[Row], look: Mapping[str, Look]) -> dict[str, Look]:
     return {**{f"_{row.label}": REST for row in rows}, **look}
 
 
-def _limits(rows: Sequence[Row], measure: str, floor: float | None = None) -> tuple[float, float]:
+def _limits(rows: Sequence[Row], measure: str, floor: float = -math.inf) -> tuple[float, float]:
     """The part of the axis where solvers are: a few that run away do not press the others into a line."""
     values = np.array([row[measure].value for row in rows if row[measure].value > 0])
     low, high = float(values.min()), float(np.quantile(values, 0.97))
-    return min(low, floor or low) / 1.6, max(high, float(np.median(values))) * 1.6
+    return (min(low, floor) if floor > 0 else low) / 1.6, max(high, float(np.median(values))) * 1.6
 
 
 @styled
@@ -240,17 +245,97 @@ def _promise(rows: Sequence[Row], p: int) -> Series:
 
 @styled
 def _measured(on: Canvas, problem: Problem) -> None:
-    """Measured order of every ODE solver beside the declared one; those that fall short are named."""
-    axes = on.subplots()
-    found = [order for order in problem.orders if not order.stochastic]
+    """Measured order of every solver beside the declared one; those that fall short are named."""
+    axes, found = on.subplots(), problem.orders
+    measured = [order.measured.value for order in found]
     ends = np.array([0.4, max(order.declared for order in found) + 0.9])
     axes.fill_between(ends, ends - 0.2, ends + 0.2, color=FAINT, alpha=0.7, lw=0)
-    x = [order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(found)]
-    axes.plot(x, [order.measured for order in found], "o", color=INK, ms=3.6, alpha=0.5, mew=0)
+    for noisy, mark in ((False, "o"), (True, "D")):
+        mine = [order for order in found if order.stochastic == noisy]
+        x = [order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(mine)]
+        form = {"color": INK, "ms": 3.6, "alpha": 0.5, "mew": 0, "label": f"{KINDS[noisy]} solvers"}
+        axes.plot(x, [order.measured.value for order in mine], mark, **form)
     last = -math.inf
-    for order in sorted(found, key=lambda order: order.measured):
-        if order.measured < order.declared - 0.3 and order.measured > last + 0.2:
-            last = order.measured
+    for order in sorted(found, key=lambda order: order.measured.value):
+        value = order.measured.value
+        if order.measured.high < order.declared - 0.2 and value > last + 0.2:
+            last = value
             axes.annotate(order.label, (order.declared + 0.2, last), size=7.5, color=GREY, va="center")
-    axes.set(title="Measured order", xlabel="declared order", ylabel="slope of the last two budgets", xlim=ends)
-    axes.set_ylim(max(-0.5, min(o.measured for o in found) - 0.3), max(o.measured for o in found) + 0.3)
+    axes.set(title="Measured order", xlabel="declared order", ylabel="slope of the two finest", xlim=ends)
+    axes.set_ylim(max(-0.5, min(measured) - 0.3), max(measured) + 0.3)
+    axes.legend(loc="upper left", handletextpad=0.1)
+
+
+def samples(problem: Problem, *, count: int = 5, on: Canvas | None = None) -> Canvas:
+    """Where the same noises end: a row for each of the best solvers, a column for each budget.
+
+    Args:
+        problem: with pictures, of images or of points in the plane.
+        count: solvers of each equation.
+        on: draw here in place of a new figure.
+    """
+    if problem.pictures is None:
+        raise ValueError(f"there are no endpoints of {problem.title} to look at")
+    shown, exact = problem.pictures
+    budgets = [budget for budget in problem.budgets if any(b == budget for _, b in shown)][:4]
+    known = {label for label, _ in shown}
+    rows: dict[str, list[str]] = {}
+    for noisy, kind in KINDS.items():
+        ranked = [label for label in problem.quality("error", stochastic=noisy) if label in known]
+        rows[kind] = ranked[: count if not noisy else (count + 1) // 2]
+    one = next(iter(shown.values()))
+    draw = _strips if one.ndim == 4 else _clouds
+    return draw(problem, {kind: labels for kind, labels in rows.items() if labels}, budgets, shown, exact, on)
+
+
+def _strips(
+    problem: Problem,
+    rows: Mapping[str, Sequence[str]],
+    budgets: Sequence[int],
+    shown: Mapping[tuple[str, int], np.ndarray],
+    exact: Mapping[str, np.ndarray],
+    on: Canvas | None,
+    columns: int = 6,
+) -> Canvas:
+    """Images in rows, under what is exact."""
+    nothing = np.full_like(next(iter(shown.values())), np.nan)
+    names: list[str] = []
+    breaks: list[int] = []
+    blocks: dict[str, list[np.ndarray]] = {f"{budget} calls": [] for budget in budgets}
+    notes: dict[str, list[str]] = {title: [] for title in blocks}
+    for kind, labels in rows.items():
+        breaks.append(len(names))
+        names += [f"exact {kind}"] * (kind in exact) + list(labels)
+        for budget, title in zip(budgets, blocks, strict=True):
+            if kind in exact:
+                blocks[title].append(exact[kind])
+                notes[title].append("")
+            for label in labels:
+                row = problem.at(label, budget)
+                blocks[title].append(shown.get((label, budget), nothing))
+                notes[title].append("" if row is None else sig(row["error"].value))
+    images = {title: np.stack(block)[:, :columns].mean(2) for title, block in blocks.items()}
+    return plots.strips(images, names, notes=notes, breaks=breaks, on=on)
+
+
+def _clouds(
+    problem: Problem,
+    rows: Mapping[str, Sequence[str]],
+    budgets: Sequence[int],
+    shown: Mapping[tuple[str, int], np.ndarray],
+    exact: Mapping[str, np.ndarray],
+    on: Canvas | None,
+) -> Canvas:
+    """Points in the plane, with a hair from where the equation takes each."""
+    labels = [(kind, label) for kind, mine in rows.items() for label in mine[: 3 if kind == "ODE" else 2]]
+    every = np.concatenate(list(exact.values()) or list(shown.values()))
+    reach = 1.25 * float(np.quantile(np.abs(every), 0.995))
+    parts = _parts(on, (11, 11 / len(labels) * 0.98 * len(budgets)), len(budgets), 1)
+    for part, budget in zip(parts, budgets, strict=True):
+        panels = []
+        for kind, label in labels:
+            ends, title = shown.get((label, budget)), f"{label}, {budget} calls"
+            hairs = None if ends is None or kind not in exact else np.stack([exact[kind], ends])[:, :POINTS]
+            panels.append(Plane(title, points=None if ends is None else ends[:POINTS], twins=hairs))
+        planes(panels, reach=reach, on=part)
+    return parts[0].figure if on is None else on

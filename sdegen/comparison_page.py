@@ -19,24 +19,26 @@ from markupsafe import Markup
 
 from sdegen import comparison_figures as pictures
 from sdegen import pages
+from sdegen.comparison import table
 from sdegen.files import write_bytes
 from sdegen.likelihood.tables import SIGNS
 from sdegen.provenance import versions
-from sdegen.standings import MEASURES, Interval, Problem, Row, Source, Standings
+from sdegen.standings import DISTANCES, MEASURES, Interval, Problem, Row, Source, Standings
 from sdegen.style import Canvas, Look, looks, save, svg
 
 __all__ = ["Best", "build"]
 
 BUDGET = 10  # network calls of the question that people ask first
 
-Draw = Callable[[str, Callable[[], Canvas], str], None]
-"""``draw(name, make, alt)`` puts a figure into the page."""
+Draw = Callable[[str, Canvas, str], None]
+"""``draw(name, figure, alt)`` puts a figure into the page."""
 
 PIECES = {
     "cost": "Error and cost",
     "shades": "All solvers at a glance",
     "families": "Families",
     "orders": "Orders",
+    "samples": "Where the same noises end",
 }
 COLUMNS = {
     "error": "Pathwise error",
@@ -98,7 +100,7 @@ def build(
     """Write the page of a comparison.
 
     Args:
-        found: of :func:`sdegen.standings.standings`.
+        found: of :func:`sdegen.sweeps.gather`.
         out: the page.
         figures: a folder for the figures, each as SVG and as PNG; made when it is not there.
         scored: rows of :func:`sdegen.likelihood.store.everything`: what else is known of the models.
@@ -109,8 +111,7 @@ def build(
     drawn = dict[str, Markup]()
     folder = Path(figures) if figures is not None else None
 
-    def draw(name: str, make: Callable[[], Canvas], alt: str) -> None:
-        figure = make()
+    def draw(name: str, figure: Canvas, alt: str) -> None:
         drawn[name] = Markup(svg(figure, name, alt))
         if folder is not None:
             for suffix in (".svg", ".png"):
@@ -127,7 +128,8 @@ def _context(found: Standings, draw: Draw, scored: Sequence[Mapping[str, Any]]) 
     parts = [_part(f"p{i}", problem, look, draw) for i, problem in enumerate(found.problems, start=1)]
     sources = [_Described(source) for source in found.sources]
     single = len(parts) == 1
-    titles = {f"{k}-p1": v for k, v in PIECES.items()} if single else {part["id"]: part["title"] for part in parts}
+    titles = {f"{k}-p1": v for k, v in PIECES.items() if k in parts[0]["drawn"]} if single else {}
+    titles |= {} if single else {part["id"]: part["title"] for part in parts}
     titles |= {"cells": "Every cell"} | ({"scored": "Likelihoods"} if scored else {}) | {"made": "How it was measured"}
     cells, words = found.rows, [str(source.path) for source in sources]
     commits = {source.commit for source in sources}
@@ -145,7 +147,7 @@ def _context(found: Standings, draw: Draw, scored: Sequence[Mapping[str, Any]]) 
         "budget": BUDGET,
         "sources": sources,
         "warnings": _warnings(found, sources),
-        "facts": _facts(found),
+        "facts": _facts(found, sources),
         "commit": commits.pop() if len(commits) == 1 else "",
         "created": max((source.created for source in sources), default=""),
         "command": shlex.join(["sdegen", "report", *words]),
@@ -163,28 +165,52 @@ def _named(problem: Problem) -> list[str]:
 
 def _budget(problem: Problem) -> int:
     """The budget of the headline: ten calls, or what is nearest to it."""
-    return min(problem.budgets, key=lambda budget: abs(math.log(budget / BUDGET)), default=BUDGET)
+    return min(problem.budgets, key=lambda budget: abs(math.log(budget / BUDGET)))
 
 
 def _part(name: str, problem: Problem, look: Mapping[str, Look], draw: Draw) -> dict[str, Any]:
     """A problem's answers and figures."""
     budget = _budget(problem)
-    best = {b: _bests(problem, b) for b in problem.budgets or [budget]}
-    first = best[budget]
-    heard = "; ".join(f"{kind} {one.first.label} {one.value(0):.2g}" for kind, one in first.items() if one is not None)
-    draw(f"{name}ranking", lambda: pictures.ranking(problem, budget, look), f"Best for {budget} calls: {heard}")
-    for cost, words in (("nfe", "calls"), ("seconds", "seconds")):
-        alt = f"Error and distance of every solver against {words}, with the Pareto front"
-        draw(f"{name}{words}", lambda cost=cost: pictures.costs(problem, cost, budget, look), alt)
-    draw(f"{name}shades", lambda: pictures.shades(problem), "Pathwise error of every solver with every budget")
-    draw(f"{name}families", lambda: pictures.families(problem, look), "Error against calls, one family at a time")
-    if problem.orders:
-        alt = "Error against calls by declared order, with reference slopes, and measured orders"
-        draw(f"{name}orders", lambda: pictures.orders(problem, look), alt)
+    best = {b: _bests(problem, b) for b in problem.budgets}
+    known = [one for one in best[budget].values() if one is not None]
+    drawn: list[str] = []
+    for piece, (needs, figures) in _FIGURES.items():
+        if needs(problem):
+            drawn.append(piece)
+            for words, make, alt in figures:
+                draw(f"{name}{words}", make(problem, budget, look), alt)
+    if known:
+        heard = "; ".join(f"{one.first.label} {one.value(0):.2g}" for one in known)
+        draw(f"{name}ranking", pictures.ranking(problem, budget, look), f"Best with {budget} calls: {heard}")
     return {
-        "id": name, "title": problem.title, "budget": budget, "best": best,
-        "distance": problem.distance, "floor": problem.floors.get(problem.distance or "", math.nan),
+        "id": name, "title": problem.title, "drawn": drawn, "budget": budget, "best": best,
+        "distance": problem.distance, "floor": problem.limit(problem.distance or ""),
     }  # fmt: skip
+
+
+def _measured(problem: Problem) -> bool:
+    return "error" in problem.measures
+
+
+_FIGURES: dict[str, tuple[Callable[[Problem], bool], list[tuple[str, Callable[..., Canvas], str]]]] = {
+    "cost": (_measured, [
+        ("calls", lambda p, b, look: pictures.costs(p, "nfe", b, look), "Error and distance against network calls"),
+        ("seconds", lambda p, b, look: pictures.costs(p, "seconds", b, look), "Error and distance against seconds"),
+    ]),
+    "shades": (_measured, [
+        ("shades", lambda p, b, look: pictures.shades(p), "Error of every solver with every budget, as shades"),
+    ]),
+    "families": (_measured, [
+        ("families", lambda p, b, look: pictures.families(p, look), "Error against calls, one family at a time"),
+    ]),
+    "orders": (lambda p: bool(p.orders), [
+        ("orders", lambda p, b, look: pictures.orders(p, look), "Error against calls by order, and measured orders"),
+    ]),
+    "samples": (lambda p: p.pictures is not None, [
+        ("samples", lambda p, b, look: pictures.samples(p), "Endpoints, a row or column for each solver and budget"),
+    ]),
+}  # fmt: skip
+"""The pieces of a problem: when they can be drawn, and their figures as (name, how, alternative text)."""
 
 
 def _bests(problem: Problem, budget: int) -> dict[str, Best | None]:
@@ -192,8 +218,7 @@ def _bests(problem: Problem, budget: int) -> dict[str, Best | None]:
     found: dict[str, Best | None] = {}
     for name, (measure, noisy) in views.items():
         ranked = problem.ranked(budget, measure, stochastic=noisy)
-        floor = problem.floors.get(measure, -math.inf)
-        inside = sum(row[measure].value <= floor for row in ranked)
+        inside = sum(row[measure].value <= problem.limit(measure) for row in ranked)
         found[name] = Best(ranked, measure, inside) if ranked else None
     return found
 
@@ -205,7 +230,8 @@ class _Described:
     """A results file with what it says about itself, for people."""
 
     def __init__(self, source: Source) -> None:
-        self.path, self.cells, self.about = source.path, source.cells, source.about
+        self.path, self.cells, self.about = source.path, len(source.rows), source.about
+        self.settings: Mapping[str, Any] = _parsed(source.about.get("settings", {}))
         self.versions: Mapping[str, Any] = _parsed(source.about.get("versions", {}))
         self.commit = str(source.about.get("commit", ""))
         self.created = pages.moment(str(source.about["created"])) if "created" in source.about else "unknown"
@@ -228,7 +254,7 @@ def _warnings(found: Standings, sources: Sequence[_Described]) -> list[str]:
         ("commits", {source.commit[:12] or "none": source.path.name for source in sources}),
         ("versions of sdegen", {str(source.versions.get("sdegen", "?")): source.path.name for source in sources}),
         ("versions of torch", {str(source.versions.get("torch", "?")): source.path.name for source in sources}),
-        ("devices", {str(source.about.get("device", "?")): source.path.name for source in sources}),
+        ("devices", {str(source.settings.get("device", "?")): source.path.name for source in sources}),
     ):
         if len(values) > 1:
             each = ", ".join(f"{value} ({name})" for value, name in values.items())
@@ -241,28 +267,47 @@ def _warnings(found: Standings, sources: Sequence[_Described]) -> list[str]:
     return said
 
 
-def _facts(found: Standings) -> dict[str, str]:
+def _facts(found: Standings, sources: Sequence[_Described]) -> dict[str, str]:
     """How each kind of number came about."""
-    rows = [row for _, row in found.rows]
-    seeds = max((row.seeds for row in rows), default=1)
+    seeds = max((row.seeds for _, row in found.rows), default=1)
     facts = {
-        "Pathwise error": "root mean square distance, over the noises of a cell, between where a solver takes a noise "
-        "and where the exact solution of its own equation takes it: the probability-flow ODE, or the reverse SDE along "
-        "the same Brownian motion. All solvers start from the same noises",
-        "Intervals": "95 %, over noises" + (f", pooled over {seeds} seeds" if seeds > 1 else ""),
+        "Pathwise error": "how far a solver ends from where the solution of its own equation takes the same noise: the "
+        "probability-flow ODE, or the reverse SDE along the same Brownian motion; root mean square over noises and "
+        "coordinates, in units of the data. All solvers start from the same noises",
+        "Intervals": "95 %, over noises" + (f", of {seeds} seeds together" if seeds > 1 else ""),
         "Network calls": "counted by wrapping the network, one for each batch; a budget is never exceeded",
-        "Seconds": "wall clock of one solve of all noises of a cell; on a busy machine, an upper limit",
     }
-    if any(problem.distance for problem in found.problems):
-        facts["Distances"] = "between endpoints and as many exact samples, at the time where solvers stop"
-        facts["Floors"] = (
-            "the same distance between two independent exact samples of that size: below it there is only noise, "
-            "and “within the floor” means that a solver cannot be told from the truth"
+    names = {name for problem in found.problems for name in problem.measures} - {"error"}
+    facts |= {COLUMNS[name]: _meaning(name) for name in MEASURES if name in names}
+    if names & set(DISTANCES):
+        facts["Floor"] = (
+            "the upper end of the 95 % range of that distance for exact samples, as many as there are endpoints, or "
+            "what the most accurate ODE solver has, if that is more: what lies below cannot be told from the truth"
         )
-    for problem in found.problems:
-        about = problem.sources[-1].about
-        known = [str(about[key]) for key in ("truth", "path_repr") if key in about]
-        counts = (("samples", "noises"), ("cloud", "endpoints"))
-        known += [f"{about[key]} {words}" for key, words in counts if key in about]
-        facts[problem.title] = ", ".join(known)
-    return {name: text for name, text in facts.items() if text}
+    for source in sources:
+        sizes = {key: value for key, value in source.settings.items() if isinstance(value, int) and key in SIZES}
+        text = "; ".join(f"{name}: {what}" for name, what in _parsed(source.about.get("targets", {})).items())
+        facts[source.path.name] = ", ".join([text, *(f"{value} {SIZES[key]}" for key, value in sizes.items())])
+    return facts
+
+
+SIZES = {
+    "samples": "noises",
+    "cloud": "endpoints for the distances",
+    "transport": "of them for exact transport",
+    "reference_steps": "steps of the SDE's solution",
+}
+
+
+UNITS = {
+    "data": "in units of the data",
+    "data^(1/2)": "in √ units of the data",
+    "us": "µs",
+    "nat": "nats",
+    "s": "seconds",
+}
+
+
+def _meaning(name: str) -> str:
+    column = table.COLUMNS[name]
+    return column.meaning + (f", {UNITS.get(column.unit, column.unit)}" if column.unit else "")

@@ -7,16 +7,15 @@ each budget of network calls or each tolerance; the seeds of a row are pooled. T
     first. A solver with a tolerance is given the smallest one that the budget allows.
 *which is worth its cost?*  :func:`front`: the rows that no other row beats in error and cost together (Pareto).
 *which are told apart?*  a row ties with another when their 95 % intervals overlap, and with the truth when its distance
-    is within the floor, the distance of two exact samples of the same size.
+    is within the floor, what exact samples of the same size have by chance.
 
-Results of several files are merged: the same solver on different targets, or a sweep that was done in parts. Of a cell
-that is in two files the later file's is taken, and :attr:`Standings.doubled` counts them.
+:mod:`sdegen.sweeps` makes these from results files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,13 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdegen import results
 from sdegen.results import Result
-from solvers import SOLVERS, Solver
 
-__all__ = ["DISTANCES", "MEASURES", "Interval", "Problem", "Row", "Source", "Standings", "family", "front", "standings"]
-
-GROUP = "comparison"
+__all__ = ["DISTANCES", "MEASURES", "Interval", "Order", "Pictures", "Problem", "Row", "Source", "Standings", "front"]
 
 MEASURES = {
     "error": "pathwise error",
@@ -47,10 +42,10 @@ MEASURES = {
 }
 """What may be measured of a cell, in reading order: column of the results file -> words."""
 
+LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
 DISTANCES = ("sliced_w2", "w2", "energy")
 """The measures that compare distributions, the one that is shown first in front."""
-
-_KEYS = ("target", "path", "grid", "solver", "stochastic", "order", "seed", "budget", "tol", "nfe", "status")
 
 
 class Interval(NamedTuple):
@@ -115,16 +110,25 @@ class Order(NamedTuple):
     label: str
     stochastic: bool
     declared: float
-    measured: float
+    measured: Interval
 
 
 @dataclass(frozen=True)
 class Source:
-    """A results file: its path, and what it says about itself."""
+    """A results file: its path, what it says about itself, and what is in it."""
 
     path: Path
     about: Mapping[str, Any]
-    cells: int
+    rows: tuple[Mapping[str, Any], ...] = field(repr=False)
+    orders: Result | None = field(default=None, repr=False)
+    pictures: tuple[Result, ...] = field(default=(), repr=False)
+
+
+class Pictures(NamedTuple):
+    """Endpoints to look at: (label, budget) -> states of the first noises; equation -> where it takes them."""
+
+    shown: Mapping[tuple[str, int], np.ndarray]
+    exact: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,10 @@ class Problem:
         target: name of the oracle or run.
         path: name of the path.
         rows: in the order of the files.
-        floors: measure -> what two exact samples give.
+        floors: measure -> what exact samples of the same size have, on average.
+        limits: measure -> the upper end of the 95 % range of that: a distance below it cannot be told from zero.
+        orders: measured and declared.
+        pictures: endpoints, where a target can be looked at.
         sources: the files it comes from.
     """
 
@@ -143,17 +150,23 @@ class Problem:
     path: str
     rows: tuple[Row, ...]
     floors: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    orders: tuple[Order, ...] = ()
+    pictures: Pictures | None = None
     sources: tuple[Source, ...] = ()
 
     @property
     def title(self) -> str:
         """Name for people."""
-        return f"{self.target} on {self.path}"
+        return self.target if self.path == "own" else f"{self.target} on {self.path}"
 
     @cached_property
     def budgets(self) -> list[int]:
-        """Budgets of network calls, smallest first."""
-        return sorted({row.budget for row in self.rows if row.budget})
+        """Budgets of network calls, smallest first; where there are tolerances only, those that some solver keeps."""
+        if given := sorted({row.budget for row in self.rows if row.budget}):
+            return given
+        calls = [row.nfe for row in self.rows] or [1.0]
+        return [b for b in LADDER if min(calls) <= b <= 2 * max(calls)] or [math.ceil(max(calls))]
 
     @cached_property
     def measures(self) -> list[str]:
@@ -165,26 +178,31 @@ class Problem:
         """The distance between distributions that is shown first."""
         return next((name for name in DISTANCES if name in self.measures), None)
 
+    def limit(self, measure: str) -> float:
+        """Below it a number cannot be told from zero; minus infinity where there is no floor.
+
+        All solvers start from the same noises, and those may be a little off the law by chance. So the limit is not
+        less than what the endpoints of the most accurate ODE solver have, which has no error to speak of.
+        """
+        limit = self.limits.get(measure, math.nan)
+        if not math.isfinite(limit):
+            return -math.inf
+        known = [r for r in self.rows if not r.stochastic and math.isfinite(r["error"].value + r[measure].value)]
+        best = min(known, key=lambda row: row["error"].value, default=None)
+        return limit if best is None else max(limit, best[measure].value)
+
     @cached_property
     def labels(self) -> list[str]:
         """Every solver, in the order of the files."""
         return list(dict.fromkeys(row.label for row in self.rows))
 
-    @cached_property
-    def orders(self) -> list[Order]:
-        """How fast errors fell between the last two budgets of each solver that has an order."""
-        found = []
-        for label in self.labels:
-            rows = [row for row in self.of(label) if row.budget and row["error"].value > 0]
-            if len(rows) > 1 and rows[-1].order and rows[-1].nfe > rows[-2].nfe:
-                ratio = rows[-2]["error"].value / rows[-1]["error"].value
-                slope = math.log(ratio) / math.log(rows[-1].nfe / rows[-2].nfe)
-                found.append(Order(label, rows[-1].stochastic, rows[-1].order, slope))
-        return found
-
     def of(self, label: str) -> list[Row]:
         """The rows of one solver by network calls."""
         return sorted((row for row in self.rows if row.label == label), key=lambda row: row.nfe)
+
+    def at(self, label: str, budget: int) -> Row | None:
+        """The row of a solver with a budget, if it has one."""
+        return next((row for row in self.rows if row.label == label and row.budget == budget), None)
 
     def ranked(self, budget: int, measure: str, *, stochastic: bool | None = None) -> list[Row]:
         """Solvers from best to worst with at most ``budget`` calls, one row each: the one that spends most of it.
@@ -202,7 +220,7 @@ class Problem:
             if known and (row.label not in chosen or row.nfe >= chosen[row.label].nfe):
                 chosen[row.label] = row
         wanted = (row for row in chosen.values() if stochastic is None or row.stochastic == stochastic)
-        floor, arrives = self.floors.get(measure, -math.inf), self._arrivals(measure)
+        floor, arrives = self.limit(measure), self._arrivals(measure)
         return sorted(
             wanted,
             key=lambda row: (max(row[measure].value, floor), arrives.get(row.label, math.inf), row[measure].value),
@@ -210,7 +228,7 @@ class Problem:
 
     def _arrivals(self, measure: str) -> dict[str, float]:
         """Label -> the fewest calls with which the solver is within the floor."""
-        floor, found = self.floors.get(measure, -math.inf), dict[str, float]()
+        floor, found = self.limit(measure), dict[str, float]()
         for row in self.rows:
             if row[measure].value <= floor:
                 found[row.label] = min(row.nfe, found.get(row.label, math.inf))
@@ -274,36 +292,6 @@ class Standings:
         return list(dict.fromkeys(label for problem in self.problems for label in problem.labels))
 
 
-def standings(files: Sequence[Path | str]) -> Standings:
-    """Read and merge results files.
-
-    Args:
-        files: written by ``sdegen compare``.
-
-    Raises:
-        FileNotFoundError: a file is not there.
-        DamagedFile: one is truncated or altered.
-        ValueError: one holds no comparison, or was written by another version.
-    """
-    sources, cells, doubled = [], {}, 0
-    for file in map(Path, files):
-        if GROUP not in (held := results.names(file)):
-            raise ValueError(f"{file} has no comparison, only {', '.join(held) or 'nothing'}: sdegen compare makes one")
-        found = results.read(file, GROUP)
-        rows = _table(file, found)
-        source = Source(file, found.attributes, len(rows))
-        sources.append(source)
-        for row in rows:
-            key = tuple(str(row[name]) for name in ("target", "path", "grid", "solver", "seed", "budget", "tol"))
-            doubled += key in cells and cells[key][1] is not source
-            cells[key] = (row, source)
-    grouped: dict[tuple[str, str], list[tuple[dict[str, Any], Source]]] = {}
-    for row, source in cells.values():
-        grouped.setdefault((str(row["target"]), str(row["path"])), []).append((row, source))
-    problems = tuple(_problem(*key, members) for key, members in grouped.items())
-    return Standings(problems, tuple(sources), doubled)
-
-
 def front(rows: Iterable[Row], measure: str, cost: str = "nfe", floor: float = -math.inf) -> list[Row]:
     """The Pareto front: rows that no other row beats in measure and cost together, cheapest first.
 
@@ -320,126 +308,3 @@ def front(rows: Iterable[Row], measure: str, cost: str = "nfe", floor: float = -
             best = row[measure].value
             kept.append(row)
     return kept
-
-
-# --- Families ---------------------------------------------------------------------------------------------------------
-
-FAMILIES = {
-    "Runge-Kutta": ("runge_kutta", "external"),
-    "Adams": ("multistep", "pndm"),
-    "DDIM and DPM-Solver": ("ancestral", "dpm_solver"),
-    "DEIS and UniPC": ("deis", "unipc", "exponential"),
-    "Adaptive": ("adaptive",),
-    "Ancestral": ("ancestral", "analytic"),
-    "SDE Runge-Kutta": ("sde", "external"),
-    "SDE exponential": ("exponential_sde", "seeds", "sa_solver", "er_sde"),
-    "Churn and Langevin": ("churn", "langevin", "adaptive_sde"),
-}
-"""Kinds of solvers -> the modules they live in; the first five follow the ODE, the others the SDE."""
-
-
-def family(solver: str) -> str:
-    """The kind of a solver by its name: a key of :data:`FAMILIES`, or "Others" where it is not one of ours.
-
-    >>> family("unipc_2"), family("edm_heun"), family("ancestral"), family("mine.code:Leapfrog")
-    ('DEIS and UniPC', 'Runge-Kutta', 'Ancestral', 'Others')
-    """
-    method: Any = SOLVERS.get(solver)
-    if method is None:
-        return "Others"
-    if method.nfe_per_step == 0 and not method.stochastic:
-        return "Adaptive"
-    while type(method).__module__ == "solvers.combine" and isinstance(inner := getattr(method, "solver", None), Solver):
-        method = inner
-    module = type(method).__module__.rpartition(".")[2]
-    names = list(FAMILIES)
-    kinds = names[5:] if SOLVERS[solver].stochastic else names[:5]
-    return next((name for name in kinds if module in FAMILIES[name]), "Others")
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
-
-
-def _table(file: Path, found: Result) -> list[dict[str, Any]]:
-    """The cells of a result as dictionaries.
-
-    Raises:
-        ValueError: when columns are missing.
-    """
-    if missing := [name for name in (*_KEYS, "error") if name not in found.arrays]:
-        made = found.attributes.get("versions", "")
-        by = f" by sdegen {v}" if (v := _version(made)) else ""
-        raise ValueError(f"{file}: its comparison has no {', '.join(missing)}; it was written{by}, another version")
-    columns = {name: array.values.tolist() for name, array in found.arrays.items() if array.axes == ("cell",)}
-    columns.pop("cell", None)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _version(versions: Any) -> str:
-    import json
-
-    try:
-        return str(json.loads(versions).get("sdegen", ""))
-    except (TypeError, ValueError, AttributeError):
-        return ""
-
-
-def _problem(target: str, path: str, members: Sequence[tuple[Mapping[str, Any], Source]]) -> Problem:
-    """Pool the seeds and name the rows of one target on one path."""
-    grids: dict[str, set[str]] = {}
-    for cell, _ in members:
-        grids.setdefault(str(cell["solver"]), set()).add(str(cell["grid"]))
-    pools: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for cell, _ in members:
-        key = (str(cell["solver"]), str(cell["grid"]), int(cell["budget"]), str(cell["tol"]))
-        pools.setdefault(key, []).append(cell)
-    rows = [
-        _pooled(_label(solver) + (f" · {grid}" if len(grids[solver]) > 1 else ""), cells)
-        for (solver, grid, *_), cells in pools.items()
-    ]
-    floors = {}
-    for name in MEASURES:
-        known = [float(cell[f"{name}_floor"]) for cell, _ in members if f"{name}_floor" in cell]
-        if known and np.isfinite(known).any():
-            floors[name] = float(np.nanmedian(known))
-    sources = tuple({id(source): source for _, source in members}.values())
-    return Problem(target, path, tuple(rows), floors, sources)
-
-
-def _label(solver: str) -> str:
-    """A short name: of "package.module:Class" the class."""
-    return solver.rpartition(":")[2]
-
-
-def _pooled(label: str, cells: Sequence[Mapping[str, Any]]) -> Row:
-    good = [cell for cell in cells if cell["status"] == "ok"]
-    first = (good or cells)[0]
-    values = {}
-    for name in MEASURES:
-        numbers = np.array([[float(cell.get(name + end, math.nan)) for end in ("", "_low", "_high")] for cell in good])
-        if len(numbers) and np.isfinite(numbers[:, 0]).any():
-            values[name] = _root_mean(numbers) if name == "error" else _mean(numbers)
-    solver, nfe = str(first["solver"]), float(np.mean([cell["nfe"] for cell in good or cells]))
-    return Row(
-        label, solver, str(first["grid"]), family(solver), bool(first["stochastic"]), int(first["order"]),
-        int(first["budget"]), float(first["tol"]), nfe, len(cells), values, str(first["status"]),
-    )  # fmt: skip
-
-
-def _root_mean(numbers: np.ndarray) -> Interval:
-    """Root mean square errors of several seeds as one, with its interval (the delta method)."""
-    value, low, high = numbers.T
-    pooled = math.sqrt(float(np.mean(value**2)))
-    if len(value) == 1:
-        return Interval(*map(float, numbers[0]))
-    half = math.sqrt(float(np.sum((value * (high - low) / 2) ** 2))) / (len(value) * max(pooled, 1e-300))
-    return Interval(pooled, pooled - half, pooled + half)
-
-
-def _mean(numbers: np.ndarray) -> Interval:
-    """The mean over seeds with what the seeds say about its interval; of one seed, what the file says."""
-    if len(numbers) == 1:
-        return Interval(*map(float, numbers[0]))
-    value = numbers[:, 0]
-    half = 1.96 * float(value.std(ddof=1)) / math.sqrt(len(value))
-    return Interval(float(value.mean()), float(value.mean()) - half, float(value.mean()) + half)

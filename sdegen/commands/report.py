@@ -45,7 +45,7 @@ def _file(given: Path) -> Path:
 def _compares(files: Sequence[Path]) -> bool:
     """Whether this is about sweeps, and not about the run of a demo."""
     from sdegen import results
-    from sdegen.standings import GROUP
+    from sdegen.comparison import GROUP
 
     return len(files) > 1 or not {"samples", "errors", "flow"} <= set(results.names(files[0])) - {GROUP}
 
@@ -53,9 +53,9 @@ def _compares(files: Sequence[Path]) -> bool:
 def _comparison(files: Sequence[Path], out: Path, figures: str | None) -> Callable[[], None]:
     from sdegen import comparison_page
     from sdegen.likelihood.store import everything
-    from sdegen.standings import standings
+    from sdegen.sweeps import gather
 
-    found = standings(files)
+    found = gather(files)
     scored = [row for file in files for row in everything(file.parent)]
     return lambda: print(comparison_page.build(found, out, figures=figures, scored=scored))
 
