@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdegen.bins import Bins
     from sdegen.data import Dataset, from_arrays, from_file, load
     from sdegen.denoiser import Denoiser
-    from sdegen.likelihood import LikelihoodReport, bound, importance, ode_likelihood
+    from sdegen.likelihood import Evaluation, LikelihoodReport, audit, bound, evaluate, importance, ode_likelihood
     from sdegen.models import DDPM, VAE, VPSDE, Elbo, GaussianDiffusion, LatentVariableModel
     from sdegen.networks import MLP, UNet
     from sdegen.objectives import OBJECTIVES, Objective
@@ -33,7 +33,7 @@ _HOMES = {
     "bins": ("Bins",),
     "data": ("Dataset", "from_arrays", "from_file", "load"),
     "denoiser": ("Denoiser",),
-    "likelihood": ("LikelihoodReport", "bound", "importance", "ode_likelihood"),
+    "likelihood": ("Evaluation", "LikelihoodReport", "audit", "bound", "evaluate", "importance", "ode_likelihood"),
     "models": ("DDPM", "VAE", "VPSDE", "Elbo", "GaussianDiffusion", "LatentVariableModel"),
     "networks": ("MLP", "UNet"),
     "objectives": ("OBJECTIVES", "Objective"),
@@ -56,6 +56,7 @@ __all__ = [
     "Dataset",
     "Denoiser",
     "Elbo",
+    "Evaluation",
     "Flow",
     "GaussianDiffusion",
     "GaussianOracle",
@@ -68,7 +69,9 @@ __all__ = [
     "Tabulated",
     "TrainConfig",
     "UNet",
+    "audit",
     "bound",
+    "evaluate",
     "fit",
     "from_arrays",
     "from_file",

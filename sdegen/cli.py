@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a model on data and keep it in a run folder; resume it",
     "sample": "draw samples from a trained model with any solver",
     "likelihood": "score held-out data: bounds, DDPM bounds for any T, probability-flow ODE",
+    "audit": "move every knob of a likelihood one notch and see what drifts",
     "compare": "solvers against the truth: error, distance and time of every solver with every budget",
     "report": "a page from results: the best solver for a budget, errors against cost, orders, every cell",
     "solvers": "the table of solvers: order, evaluations per step, noise, reference",

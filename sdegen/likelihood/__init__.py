@@ -1,8 +1,10 @@
-"""How likely data are under a model: the bound, the probability-flow ODE, importance weighting."""
+"""How likely data are under a model: the bound, the probability-flow ODE, importance weighting; all in one call."""
 
 from __future__ import annotations
 
+from sdegen.likelihood.audit import Audit, asymmetry, audit
 from sdegen.likelihood.bound import bound
+from sdegen.likelihood.evaluate import Evaluation, evaluate
 from sdegen.likelihood.every_t import best_grid, bound_of_every_T
 from sdegen.likelihood.importance import importance
 from sdegen.likelihood.ode import LogDensity, log_density, ode_likelihood, ode_log_prob
@@ -11,16 +13,21 @@ from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.trace import Exact, Hutchinson, Trace, trace_for
 
 __all__ = [
+    "Audit",
     "DenoisingProfile",
+    "Evaluation",
     "Exact",
     "Hutchinson",
     "LikelihoodReport",
     "LogDensity",
     "Trace",
+    "asymmetry",
+    "audit",
     "best_grid",
     "bound",
     "bound_of_every_T",
     "denoising_profile",
+    "evaluate",
     "importance",
     "log_density",
     "ode_likelihood",

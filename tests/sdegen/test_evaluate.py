@@ -157,10 +157,10 @@ def test_parts_become_a_whole() -> None:
 ASKED = ["bound(T=4, draws=2)", "ode(solver=heun, steps=2)"]
 
 CHILD = """
-import sys, time, torch
+import importlib, sys, time
 sys.path.insert(0, {tests!r})
 import test_evaluate as t
-from sdegen.likelihood import evaluate as module
+module = importlib.import_module("sdegen.likelihood.evaluate")
 compute = module._shard
 def slow(*given):
     time.sleep({sleep})
