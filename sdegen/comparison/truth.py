@@ -278,6 +278,7 @@ class Truths:
             f"{s.reference_steps} steps, {s.device}"
         )
 
+    @torch.no_grad()
     def reference(self, cell: Cell) -> Reference | None:
         """Where the noises of a cell lead; None where its solver converges to nothing."""
         name = self.wanted(cell)
