@@ -13,8 +13,9 @@ E = 1 is h E^(-1/k). The PI controller also looks at the E before,
 which keeps sizes from swinging; after a rejection h <- 0.9 h E^(-1 / k).
 
 Libraries measure E over the batch, so that a sample is another one in other company. Here a batch is integrated
-together and decided apart: time, step, error and acceptance are those of each sample, x and t are replaced where a step
-was accepted and kept where it was not, and who has arrived waits (in its row: a predictor may have conditions by row).
+together and decided apart: time, step, error and acceptance are those of each sample, and x and t are replaced where a
+step was accepted and kept where it was not. Who has arrived leaves, if the problem says how to do without it
+(:attr:`solvers.problem.ODE.select`), and else waits in its row: a predictor may have conditions by row.
 Every operation works element by element, and the one sum, that of E, in an order that is fixed (:func:`rms`): with a
 predictor that does the same, a sample alone and in company has the same bits.
 
@@ -42,7 +43,7 @@ from torch import Tensor
 from solvers.exponential import FORMS
 from solvers.integrate import Solver
 from solvers.noise import Noise, silent
-from solvers.problem import DiffusionProblem, Problem, mix
+from solvers.problem import ODE, DiffusionProblem, Problem, mix
 from solvers.runge_kutta import BogackiShampine, DormandPrince, Tableau
 
 __all__ = [
@@ -106,7 +107,13 @@ class _Running(NamedTuple):
     size: Tensor
     before: Tensor  # E of the last accepted step
     calm: Tensor  # whether the last step was accepted
+    evaluations: Tensor
     first: tuple[Tensor, ...]
+
+    def rows(self, which: Tensor) -> _Running:
+        """Some of the samples."""
+        x, t, size, before, calm, evaluations = (part[which] for part in self[:6])
+        return _Running(x, t, size, before, calm, evaluations, tuple(part[which] for part in self.first))
 
 
 T = TypeVar("T", bound="Adaptive")
@@ -206,11 +213,13 @@ class Adaptive(Solver[Ledger]):
             size = torch.full_like(begin.expand(len(x)), longest * min(self.rtol, 1.0) ** (1 / self.exponent))
         look = self._every(x)
 
-        evaluations = state.evaluations + 1
         seen = self.increments(noise, x)
         start, ones = begin.repeat(len(x)), torch.ones_like(size)
-        run = _Running(x, start, size, ones, ones > 0, ())
+        run = _Running(x, start, size, ones, ones > 0, state.evaluations + 1, ())
         run = run._replace(first=self.first(problem, x, start))
+        select = problem.select if isinstance(problem, ODE) else None
+        rows = torch.arange(len(x), device=x.device)  # who is here
+        final = (x, size, run.evaluations)  # of those who have left
 
         for number in range(1, self.tries + 1):
             left = (end - run.t).abs()
@@ -225,29 +234,45 @@ class Adaptive(Solver[Ledger]):
             lost = going & tiny & error.isinf()
             longer = used * self.factor(error, run.before, accepted, run.calm)
             longer = torch.where(accepted & last, torch.maximum(longer, run.size), longer).clamp(shortest, longest)
-            evaluations = evaluations + self.stages * going
-            run = run._replace(
+            run = _Running(
                 x=_chosen(accepted, (tried.x,), (run.x,))[0],
                 t=torch.where(lost, end, torch.where(accepted, target, run.t)),
                 size=torch.where(going, longer, run.size),
                 before=torch.where(accepted, error.clamp(1e-4, 1.0), run.before),
                 calm=accepted,
+                evaluations=run.evaluations + self.stages * going,
                 first=run.first if tried.first is None else _chosen(accepted, tried.first, run.first),
             )
 
             moved = True
             if number % look == 0:
-                if not bool((run.t != end).any()):
-                    return run.x, Ledger(run.size, evaluations)
+                going = run.t != end
+                if not bool(going.any()):
+                    x, size, evaluations = _put(final, rows, run)
+                    return x, Ledger(size, evaluations)
+                if select is not None and not bool(going.all()):
+                    final = _put(final, rows[~going], run.rows(~going))
+                    rows, run, accepted = rows[going], run.rows(going), accepted[going]
+                    problem = replace(problem, velocity=select(rows))
                 moved = bool(accepted.any())
             if tried.first is None and moved:  # who was refused has its first evaluation still
-                run = run._replace(first=_chosen(accepted, self.first(problem, run.x, run.t), run.first))
-                evaluations = evaluations + (accepted & (run.t != end))
+                run = run._replace(
+                    first=_chosen(accepted, self.first(problem, run.x, run.t), run.first),
+                    evaluations=run.evaluations + (accepted & (run.t != end)),
+                )
         worst = int((run.t != end).int().argmax())
         raise ValueError(
             f"{self}: no end after {self.tries} tries between t = {float(t):.6g} and {float(s):.6g}: "
-            f"sample {worst} is at t = {float(run.t[worst]):.6g}; is it stiff?"
+            f"sample {int(rows[worst])} is at t = {float(run.t[worst]):.6g}; is it stiff?"
         )
+
+
+def _put(final: tuple[Tensor, ...], rows: Tensor, run: _Running) -> tuple[Tensor, ...]:
+    """State, size and evaluations of all, with those of ``rows`` as they are now."""
+    parts = (run.x, run.size, run.evaluations)
+    if len(rows) == len(final[0]):
+        return parts
+    return tuple(old.index_copy(0, rows, new) for old, new in zip(final, parts, strict=True))
 
 
 def _chosen(where: Tensor, these: tuple[Tensor, ...], those: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

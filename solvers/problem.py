@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class Prediction(NamedTuple):
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 """``predict(x, t)`` with x (B, *event) and t a 0-dim or (B,) float64 tensor."""
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``velocity(x, t)`` with arguments of the same kinds."""
 
 
 @runtime_checkable
@@ -232,15 +234,28 @@ class ODE:
 
     Runge-Kutta solvers and the adapters need nothing else; an example is the probability-flow ODE with one more column
     for the log-density.
+
+    Args:
+        velocity: ``velocity(x, t)`` with x (B, *event) and t 0-dim or (B,).
+        t_min: start of the range.
+        t_max: its end.
+        select: ``select(rows)`` is the velocity of some rows of the batch, a whole-number tensor; where it is given,
+            samples with steps of their own leave the batch when they arrive.
     """
 
-    velocity: Callable[[Tensor, Tensor], Tensor]
+    velocity: Velocity
     t_min: float = 0.0
     t_max: float = 1.0
+    select: Callable[[Tensor], Velocity] | None = None
 
-    def calling(self, wrap: Callable[[Callable[[Tensor, Tensor], Tensor]], Callable[[Tensor, Tensor], Tensor]]) -> ODE:
+    def calling(self, wrap: Callable[[Velocity], Velocity]) -> ODE:
         """The same equation with its function wrapped, as the loop does to count calls."""
-        return ODE(wrap(self.velocity), self.t_min, self.t_max)
+        select = self.select
+
+        def some(rows: Tensor) -> Velocity:
+            return wrap(cast("Callable[[Tensor], Velocity]", select)(rows))
+
+        return ODE(wrap(self.velocity), self.t_min, self.t_max, None if select is None else some)
 
     def slope(self, x: Tensor, t: Tensor) -> Terms:
         """The velocity as a combination of one term."""

@@ -174,6 +174,28 @@ def test_any_ode_that_takes_times_by_sample() -> None:
     assert torch.allclose(done.x, -start, atol=1e-8)
 
 
+def test_who_has_arrived_leaves_an_ode_that_can_do_without() -> None:
+    rates = torch.tensor([1.0, 30.0, 3.0, 100.0], dtype=torch.float64)
+    start = torch.ones(4, 1, dtype=torch.float64)
+    rows = []
+
+    def select(which: Tensor) -> Any:
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            rows.append(len(x))
+            return -rates[which][:, None] * x
+
+        return velocity
+
+    done = solve(ODE(select(torch.arange(4)), select=select), start, solver=DormandPrince54(), tol=1e-6)
+    assert sum(rows) == int(done.spent.sum())  # nobody is looked at who needs nothing
+    assert len(set(rows)) > 2
+    rows.clear()
+    kept = solve(ODE(select(torch.arange(4))), start, solver=DormandPrince54(), tol=1e-6)
+    assert sum(rows) == 4 * int(kept.spent.max())
+    assert torch.equal(done.x, kept.x)
+    assert torch.equal(done.spent, kept.spent)
+
+
 def test_tries_are_bounded(vp: Any) -> None:
     problem = gaussian(vp)
     with pytest.raises(ValueError, match="after 5 tries between t = 1 and 0: sample 0 is at"):
