@@ -92,7 +92,7 @@ class AnalyticDPM(Solver[None]):
 
 @dataclass(frozen=True)
 class MeasuredMSE:
-    """A mean squared error measured at some levels, log-linear between them and constant beyond.
+    """A mean squared error measured at some levels, log-linear between them and constant beyond; logsnr of any shape.
 
     Args:
         logsnr: levels, rising.
@@ -106,14 +106,15 @@ class MeasuredMSE:
     mse: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.logsnr) != len(self.mse) or list(self.logsnr) != sorted(set(self.logsnr)) or min(self.mse) <= 0:
-            raise ValueError("a measured error has rising levels of logsnr and as many positive errors")
+        rising = len(self.logsnr) >= 2 and list(self.logsnr) == sorted(set(self.logsnr))
+        if not rising or len(self.logsnr) != len(self.mse) or min(self.mse) <= 0:
+            raise ValueError("a measured error has two or more rising levels of logsnr and as many positive errors")
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        at = min(max(float(logsnr), self.logsnr[0]), self.logsnr[-1])
-        i = max(next((j for j, level in enumerate(self.logsnr) if level >= at), 0), 1)
-        (a, b), (p, q) = self.logsnr[i - 1 : i + 1], map(math.log, self.mse[i - 1 : i + 1])
-        return torch.tensor(p + (q - p) * (at - a) / (b - a), dtype=torch.float64).exp()
+        levels, logs = (torch.tensor(a, dtype=torch.float64, device=logsnr.device) for a in (self.logsnr, self.mse))
+        logs, at = logs.log(), logsnr.double().clamp(self.logsnr[0], self.logsnr[-1])
+        i = torch.searchsorted(levels, at).clamp(1, len(levels) - 1)
+        return torch.lerp(logs[i - 1], logs[i], (at - levels[i - 1]) / (levels[i] - levels[i - 1])).exp()
 
     @classmethod
     def of(cls, problem: DiffusionProblem, data: Tensor, *, levels: int = 50, seed: int = 0) -> MeasuredMSE:

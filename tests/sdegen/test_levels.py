@@ -25,7 +25,7 @@ from sdegen.models import VPSDE
 from sdegen.objectives import Bound, Simple
 from sdegen.oracles import oracle
 from sdegen.paths import VE, VP, Cosine, Flow, GaussianPath, LinearBeta, LinearLogSNR
-from solvers.analytic import AnalyticDPM, GaussianMSE
+from solvers.analytic import AnalyticDPM, GaussianMSE, MeasuredMSE
 from solvers.ancestral import Ancestral
 
 PATHS = {
@@ -89,6 +89,16 @@ def test_beta_is_the_variance_of_the_forward_step(path: GaussianPath) -> None:
     ratio = path.posterior(s, t)[2].square() / path.transition(s, t)[1].square()
     torch.testing.assert_close(beta(path, s, t), ratio, rtol=1e-10, atol=0)
     torch.testing.assert_close(Interpolated(0.5)(path, s, t), ratio.sqrt(), rtol=1e-10, atol=0)
+
+
+def test_a_measured_error_serves_levels_and_solvers_alike() -> None:
+    path, mse = PATHS["cosine"], GaussianMSE(0.3)
+    ends = [float(path.logsnr(t)) for t in (path.t_max, path.t_min)]
+    logsnr = torch.linspace(*ends, 200, dtype=torch.float64)
+    measured = MeasuredMSE(tuple(logsnr.tolist()), tuple(mse(logsnr).tolist()))
+    levels = [Discrete.on(path, 12, variance=Optimal(error)) for error in (mse, measured)]
+    torch.testing.assert_close(levels[1].mass(path), levels[0].mass(path), rtol=1e-3, atol=0)
+    assert float(measured(logsnr[70])) == pytest.approx(float(mse(logsnr[70])))
 
 
 def _cost(path: GaussianPath, levels: Discrete, mse: GaussianMSE) -> Tensor:
