@@ -5,4 +5,5 @@ that computes everything from scratch and returns the path of its results, and `
 it. Results are HDF5 with a CSV table and figures beside it.
 
     solver_comparison    which solver, at which cost, on which kind of data?
+    weighting            which objective for the bound, and which for looks?
 """

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from sdegen.bins import Bins
     from sdegen.data import Dataset, from_arrays, from_file, load
     from sdegen.denoiser import Denoiser
-    from sdegen.likelihood import Evaluation, LikelihoodReport, audit, bound, evaluate, importance, ode_likelihood
+    from sdegen.likelihood import (
+        Evaluation,
+        LikelihoodReport,
+        audit,
+        bound,
+        denoising_profile,
+        evaluate,
+        importance,
+        ode_likelihood,
+    )
     from sdegen.models import DDPM, VAE, VPSDE, Elbo, GaussianDiffusion, LatentVariableModel
     from sdegen.networks import MLP, UNet
     from sdegen.objectives import OBJECTIVES, Objective
@@ -33,7 +42,16 @@ _HOMES = {
     "bins": ("Bins",),
     "data": ("Dataset", "from_arrays", "from_file", "load"),
     "denoiser": ("Denoiser",),
-    "likelihood": ("Evaluation", "LikelihoodReport", "audit", "bound", "evaluate", "importance", "ode_likelihood"),
+    "likelihood": (
+        "Evaluation",
+        "LikelihoodReport",
+        "audit",
+        "bound",
+        "denoising_profile",
+        "evaluate",
+        "importance",
+        "ode_likelihood",
+    ),
     "models": ("DDPM", "VAE", "VPSDE", "Elbo", "GaussianDiffusion", "LatentVariableModel"),
     "networks": ("MLP", "UNet"),
     "objectives": ("OBJECTIVES", "Objective"),
@@ -71,6 +89,7 @@ __all__ = [
     "UNet",
     "audit",
     "bound",
+    "denoising_profile",
     "evaluate",
     "fit",
     "from_arrays",
