@@ -7,7 +7,6 @@ draws it), so that nothing is computed while a page is drawn and nothing must be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from sdegen.comparison import Comparison, compare, exact_sde
 from sdegen.config import RunConfig, build
 from sdegen.data import Dataset
 from sdegen.levels import Discrete
-from sdegen.likelihood import Hutchinson, LikelihoodReport, bound, ode_likelihood
-from sdegen.models import VAE, Elbo, GaussianDiffusion, global_histogram, pixel_histogram, uniform
+from sdegen.likelihood import LikelihoodReport, evaluate
+from sdegen.likelihood.report import gap
+from sdegen.models import VAE, Elbo, GaussianDiffusion
 from sdegen.oracles import oracle
 from sdegen.paths import PATHS
 from sdegen.plane import field, raster
@@ -82,31 +82,26 @@ def score(
     """
     if data.bins is None:
         raise ValueError(f"bits are counted of grey levels, and {data.name} has none")
-    x, bins = data.test, data.bins
-    exact = partial(bound, data=x, draws=1, repeats=1)
-    jobs: dict[tuple[str, int], Callable[..., LikelihoodReport]] = {
-        ("uniform", 0): partial(exact, uniform(data.event_shape, bins)),
-        ("histogram", 0): partial(exact, global_histogram(data.train, bins)),
-        ("pixels", 0): partial(exact, pixel_histogram(data.train, bins)),
-        ("VAE", 0): partial(bound, vae, x, draws=4 * draws, seed=seed),
-        **{("DDPM", T): partial(bound, diffusion.discretize(T), x, draws=draws, seed=seed) for T in levels},
-        ("VP-SDE", 0): partial(bound, diffusion, x, draws=draws, seed=seed),
-        ("ODE", 0): partial(
-            ode_likelihood, diffusion, x[:ode_images], trace=Hutchinson(seed=seed), draws=2, batch=240, seed=seed,
-            solver="dopri54", tol=1e-3,
-        ),
-    }  # fmt: skip
-    found: dict[tuple[str, int], LikelihoodReport] = {}
-    with tqdm(total=len(jobs), bar_format=BAR, disable=None) as bar:
-        for (name, T), job in jobs.items():
-            bar.set_postfix_str(f"{name} {T or ''}")
-            found[name, T] = job(progress=_advance(bar, bar.n))
-    names, Ts = zip(*found, strict=True)
-    reports, continuous = list(found.values()), found["VP-SDE", 0]
+    ladder = {f"DDPM {T}": f"bound(T={T}, draws={draws})" for T in levels}
+    every = f"bound(T=inf, draws={draws})"
+    asked = [
+        (diffusion, {"uniform": "uniform", "histogram": "histogram", "pixels": "pixel-histogram"}, None),
+        (vae, {"VAE": f"bound(draws={4 * draws})"}, None),
+        (diffusion, {**ladder, "VP-SDE": every}, None),
+        (diffusion, {"ODE": "ode(tol=1e-3, draws=2)"}, ode_images),
+    ]
+    found: dict[str, LikelihoodReport] = {}
+    with tqdm(total=sum(len(methods) for _, methods, _ in asked), bar_format=BAR, disable=None) as bar:
 
-    def apart(report: LikelihoodReport) -> Tensor:
-        """How much more than the VP-SDE's the bound of the same examples is, nats."""
-        return report.values - continuous.values[: len(report.values)]
+        def advance(title: str, share: float) -> None:
+            bar.set_postfix_str(title, refresh=False)
+            bar.update(titles.index(title) + share - bar.n)
+
+        titles = [title for _, methods, _ in asked for title in methods]
+        for model, methods, n in asked:
+            found |= evaluate(model, data, methods=methods, n=n, seed=seed, progress=advance).reports
+    reports, apart = list(found.values()), [gap(report, found["VP-SDE"]) for report in found.values()]
+    names, Ts = zip(*((title.partition(" ")[0], int(title.partition(" ")[2] or 0)) for title in found), strict=True)
 
     def column(value: Callable[[LikelihoodReport], float]) -> tuple[tuple[str, ...], list[float]]:
         return ("row",), [float(value(report)) for report in reports]
@@ -124,20 +119,11 @@ def score(
             "vjp": column(lambda r: r.vjp),
             "seconds": column(lambda r: r.seconds),
             "examples": (("row",), [len(report.values) for report in reports]),
-            "gap": column(lambda r: r.in_bits(float(apart(r).mean()))),
-            "gap_se": column(lambda r: r.in_bits(float(apart(r).std()) / len(r.values) ** 0.5)),
+            "gap": (("row",), [r.in_bits(mean) for r, (mean, _) in zip(reports, apart, strict=True)]),
+            "gap_se": (("row",), [r.in_bits(error) for r, (_, error) in zip(reports, apart, strict=True)]),
         },
         {"unit": "bits per dimension", "reports": [report.to_dict() for report in reports]},
     )
-
-
-def _advance(bar: Any, begin: float) -> Callable[[int, int], None]:
-    """One unit of a bar, in parts."""
-
-    def advance(done: int, of: int) -> None:
-        bar.update(begin + done / of - bar.n)
-
-    return advance
 
 
 @torch.no_grad()
