@@ -62,11 +62,10 @@ class SecondMoment(Banded, nn.Module):
         self.register_buffer("counts", torch.zeros(bands, dtype=torch.float64))
 
     def masses(self) -> Tensor:
-        k, root = len(self.moments), self.moments.sqrt()
-        even = torch.full_like(root, 1 / k)
-        if bool(self.counts.min() < self.least) or not bool(root.sum() > 0):
-            return even
-        return torch.lerp(root / root.sum(), even, self.floor)
+        root = self.moments.sqrt()
+        even = torch.full_like(root, 1 / len(root))
+        shares = torch.lerp(root / root.sum().clamp(min=1e-300), even, self.floor)
+        return torch.where((self.counts.min() >= self.least) & (root.sum() > 0), shares, even)
 
     @torch.no_grad()
     def learn(self, u: Tensor, values: Tensor, path: Path) -> Tensor | float:

@@ -96,7 +96,7 @@ def test_shares_add_up_to_the_latent_term(mixture: DenoisingProfile) -> None:
 def test_the_profile_has_the_bound(mixture: DenoisingProfile) -> None:
     direct = bound(VPSDE(MIXTURE, VP(Cosine())), MIXTURE.sample(1500, seed=0), draws=16, seed=9)
     _close(mixture.report.nats, direct.nats, mixture.report.estimator_se, direct.estimator_se)
-    assert mixture.report.data_se == pytest.approx(direct.data_se, rel=0.1)
+    assert mixture.report.data_se == pytest.approx(direct.data_se, rel=0.3)
     assert mixture.report.forward >= 2 * 32
 
 
