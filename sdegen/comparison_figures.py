@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sdegen import plots
 from sdegen.families import FAMILIES
@@ -37,6 +38,7 @@ PROMISE = Look(INK, "", (0, (2, 2)))
 SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#5b72b5", "#a3b6da", "#dfe6f1", "#fbfaf6"])
 """Dark is accurate. The lightness falls evenly, so that the order survives a greyscale printer."""
 
+FEW = 9  # solvers that can all be named in one picture
 POINTS = 120  # of a cloud that are drawn: every one is an element of the page
 
 KINDS = {False: "ODE", True: "SDE"}
@@ -75,10 +77,27 @@ def _half(row: Row) -> float:
     return half if math.isfinite(half) else 0.0
 
 
-def costs(problem: Problem, cost: str, budget: int, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
-    """Error of ODE solvers, of SDE solvers, and distance of all, against calls ("nfe") or "seconds"."""
+def costs(
+    problem: Problem,
+    cost: str,
+    budget: int,
+    look: Mapping[str, Look],
+    *,
+    panels: slice = slice(None),
+    on: Canvas | None = None,
+) -> Canvas:
+    """Error of ODE solvers, of SDE solvers, and distance of all, against calls ("nfe") or "seconds".
+
+    Args:
+        problem: the solvers and what is known of them.
+        cost: "nfe" or "seconds".
+        budget: network calls, for which the best are named first.
+        look: of those that are named; where there are few, all are.
+        panels: which of the three.
+        on: draw here in place of a new figure.
+    """
     xlabel = "network calls" if cost == "nfe" else "seconds"
-    panels = []
+    drawn, count = [], len(problem.labels) if len(problem.labels) <= FEW else 6
     views: list[tuple[str, str, bool | None]] = [
         ("ODE solvers", "error", False),
         ("SDE solvers", "error", True),
@@ -88,10 +107,10 @@ def costs(problem: Problem, cost: str, budget: int, look: Mapping[str, Look], *,
         rows = [r for r in problem.rows if noisy in (None, r.stochastic) and math.isfinite(r[measure].value)]
         if not rows:
             continue
-        named = problem.handful(measure, budget, stochastic=noisy)
+        named = problem.handful(measure, budget, stochastic=noisy, count=count)
         floor = problem.limit(measure)
         best = front(rows, measure, cost, floor)
-        panels.append(
+        drawn.append(
             Panel(
                 _curves(problem, rows, measure, cost, named),
                 title, xlabel, MEASURES[measure], log="xy", look=_looked(rows, look),
@@ -100,7 +119,7 @@ def costs(problem: Problem, cost: str, budget: int, look: Mapping[str, Look], *,
                 ticks=(problem.budgets if cost == "nfe" else (), ()), ylim=_limits(rows, measure, floor),
             )
         )  # fmt: skip
-    return plots.lines(panels, size=(11, 4.3), on=on)
+    return plots.lines(drawn[panels], size=(11, 4.3), on=on)
 
 
 def _curves(problem: Problem, rows: Sequence[Row], measure: str, cost: str, named: Sequence[str]) -> dict[str, Series]:
@@ -151,17 +170,10 @@ def _shaded(axes: Any, problem: Problem, measure: str, kind: str, labels: Sequen
     low, high = np.nanquantile(shade, [0.0, 0.9])
     axes.imshow(shade, cmap=SHADES, vmin=low, vmax=high, aspect="auto", extent=(0, len(ranks), len(labels), 0))
     for row, column in np.ndindex(values.shape):
-        value, place = values[row, column], (shade[row, column] - low) / max(high - low, 1e-9)
+        value, place = float(values[row, column]), (shade[row, column] - low) / max(high - low, 1e-9)
         winner = value == np.nanmin(values[:, column])
-        text = {
-            "ha": "center",
-            "va": "center",
-            "size": 7.5,
-            "weight": "bold" if winner else "normal",
-            "in_layout": False,
-        }
-        note = "–" if math.isnan(value) else sig(value)
-        axes.text(column + 0.5, row + 0.54, note, color="white" if place < 0.35 else INK, **text)
+        form = {"ha": "center", "va": "center", "size": 7.5, "color": "white" if place < 0.35 else INK}
+        axes.text(column + 0.5, row + 0.54, sig(value), weight="bold" if winner else "normal", in_layout=False, **form)
         if winner:
             axes.add_patch(_frame(column, row))
     families = {row.label: row.family for row in problem.rows}
@@ -253,25 +265,23 @@ def _measured(on: Canvas, problem: Problem) -> None:
     for noisy, mark in ((False, "o"), (True, "D")):
         mine = [order for order in found if order.stochastic == noisy]
         x = [order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(mine)]
-        form = {"color": INK, "ms": 3.6, "alpha": 0.5, "mew": 0, "label": f"{KINDS[noisy]} solvers"}
-        axes.plot(x, [order.measured.value for order in mine], mark, **form)
+        axes.plot(x, [order.measured.value for order in mine], mark, color=INK, ms=3.6, alpha=0.5, mew=0)
     last = -math.inf
     for order in sorted(found, key=lambda order: order.measured.value):
         value = order.measured.value
         if order.measured.high < order.declared - 0.2 and value > last + 0.2:
             last = value
             axes.annotate(order.label, (order.declared + 0.2, last), size=7.5, color=GREY, va="center")
-    axes.set(title="Measured order", xlabel="declared order", ylabel="slope of the two finest", xlim=ends)
+    axes.set(title="Measured: ● ODE, ◆ SDE", xlabel="declared order", ylabel="measured order", xlim=ends)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(max(-0.5, min(measured) - 0.3), max(measured) + 0.3)
-    axes.legend(loc="upper left", handletextpad=0.1)
 
 
-def samples(problem: Problem, *, count: int = 5, on: Canvas | None = None) -> Canvas:
-    """Where the same noises end: a row for each of the best solvers, a column for each budget.
+def samples(problem: Problem, *, on: Canvas | None = None) -> Canvas:
+    """Where the same noises end with some solvers, the best among them, and every budget.
 
     Args:
         problem: with pictures, of images or of points in the plane.
-        count: solvers of each equation.
         on: draw here in place of a new figure.
     """
     if problem.pictures is None:
@@ -282,10 +292,16 @@ def samples(problem: Problem, *, count: int = 5, on: Canvas | None = None) -> Ca
     rows: dict[str, list[str]] = {}
     for noisy, kind in KINDS.items():
         ranked = [label for label in problem.quality("error", stochastic=noisy) if label in known]
-        rows[kind] = ranked[: count if not noisy else (count + 1) // 2]
+        rows[kind] = _some(ranked, best=1 if noisy else 3)
     one = next(iter(shown.values()))
     draw = _strips if one.ndim == 4 else _clouds
     return draw(problem, {kind: labels for kind, labels in rows.items() if labels}, budgets, shown, exact, on)
+
+
+def _some(ranked: Sequence[str], best: int) -> list[str]:
+    """The best, one of the middle and one of the lower quarter: the best alone look all alike."""
+    more = [ranked[int(share * (len(ranked) - 1))] for share in (0.5, 0.8)] if ranked else []
+    return list(dict.fromkeys([*ranked[:best], *more]))
 
 
 def _strips(
@@ -313,7 +329,7 @@ def _strips(
             for label in labels:
                 row = problem.at(label, budget)
                 blocks[title].append(shown.get((label, budget), nothing))
-                notes[title].append("" if row is None else sig(row["error"].value))
+                notes[title].append("" if row is None else sig(row["error"].value, 1))
     images = {title: np.stack(block)[:, :columns].mean(2) for title, block in blocks.items()}
     return plots.strips(images, names, notes=notes, breaks=breaks, on=on)
 
@@ -327,7 +343,7 @@ def _clouds(
     on: Canvas | None,
 ) -> Canvas:
     """Points in the plane, with a hair from where the equation takes each."""
-    labels = [(kind, label) for kind, mine in rows.items() for label in mine[: 3 if kind == "ODE" else 2]]
+    labels = [(kind, label) for kind, mine in rows.items() for label in mine]
     every = np.concatenate(list(exact.values()) or list(shown.values()))
     reach = 1.25 * float(np.quantile(np.abs(every), 0.995))
     parts = _parts(on, (11, 11 / len(labels) * 0.98 * len(budgets)), len(budgets), 1)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from sdegen import comparison_figures as pictures
 from sdegen import pages
 from sdegen.comparison import table
+from sdegen.figures import BUDGET
 from sdegen.files import write_bytes
 from sdegen.likelihood.tables import SIGNS
 from sdegen.provenance import versions
@@ -28,7 +29,6 @@ from sdegen.style import Canvas, Look, looks, save, svg
 
 __all__ = ["Best", "build"]
 
-BUDGET = 10  # network calls of the question that people ask first
 
 Draw = Callable[[str, Canvas, str], None]
 """``draw(name, figure, alt)`` puts a figure into the page."""
@@ -287,7 +287,7 @@ def _facts(found: Standings, sources: Sequence[_Described]) -> dict[str, str]:
     for source in sources:
         sizes = {key: value for key, value in source.settings.items() if isinstance(value, int) and key in SIZES}
         text = "; ".join(f"{name}: {what}" for name, what in _parsed(source.about.get("targets", {})).items())
-        facts[source.path.name] = ", ".join([text, *(f"{value} {SIZES[key]}" for key, value in sizes.items())])
+        facts[str(source.path)] = ", ".join([text, *(f"{value} {SIZES[key]}" for key, value in sizes.items())])
     return facts
 
 

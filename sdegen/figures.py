@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
-from sdegen import plots
-from sdegen.comparison import best, curves
+from sdegen import comparison_figures, plots
 from sdegen.plane import Plane, planes
 from sdegen.plots import Dot, Panel, Series
 from sdegen.results import Result
+from sdegen.standings import Problem
 from sdegen.style import GREY, MODELS, Canvas, Look, looks, style
+from sdegen.sweeps import merge, source
 
 __all__ = [
     "Score",
@@ -29,6 +30,7 @@ __all__ = [
     "film",
     "flow",
     "overview",
+    "problem",
     "ranking",
     "samples",
     "scores",
@@ -37,7 +39,7 @@ __all__ = [
     "training",
 ]
 
-BUDGETS = (5, 10, 20, 50, 100, 200)
+BUDGET = 10  # network calls of the question that people ask first
 
 
 class Score(NamedTuple):
@@ -122,14 +124,15 @@ def scores(found: Result, *, on: Canvas | None = None, title: str = "") -> Canva
     )  # fmt: skip
 
 
-def ranking(found: Result, budget: int, *, on: Canvas | None = None, title: str = "") -> Canvas:
-    """Solvers by pathwise error, best first, with at most ``budget`` calls."""
-    look, ranked = _looks(found), best(found, budget)
-    values = [value for _, value in ranked]
-    dots = [Dot(name, value, look=look[name], text=f"{value:.3f}") for name, value in ranked]
-    xlabel = f"pathwise error with at most {budget} network calls (less is better)"
-    limits = (min(values) / 1.5, max(values) * 4)
-    return plots.dots(dots, title=title, xlabel=xlabel, log=True, xlim=limits, size=(5.4, 2.5), on=on)
+def problem(found: Result) -> Problem:
+    """The result ``errors``, in order: one target on one path."""
+    return merge([source(found)]).problems[0]
+
+
+def ranking(found: Result, budget: int, *, on: Canvas | None = None) -> Canvas:
+    """The best solvers of each equation by pathwise error, with at most ``budget`` calls."""
+    standing = problem(found)
+    return comparison_figures.ranking(standing, budget, looks(standing.labels), on=on)
 
 
 def samples(found: Result, *, count: int = 48, on: Canvas | None = None) -> Canvas:
@@ -186,33 +189,10 @@ def strips_order(found: Result) -> dict[str, list[int]]:
     return {"ODE": [int(j) for j in ranked if not noisy[j]], "SDE": [int(j) for j in ranked if noisy[j]]}
 
 
-def _looks(found: Result) -> dict[str, Look]:
-    return looks(list(dict.fromkeys(str(name) for name in found["solver"])))
-
-
 def errors(found: Result, *, on: Canvas | None = None, panels: slice = slice(None)) -> Canvas:
     """Error against network calls: pathwise for ODE and for SDE solvers, in distribution for all."""
-    look = _looks(found)
-    noisy = {str(n): bool(s) for n, s in zip(found["solver"], found["stochastic"], strict=True)}
-
-    def panel(title: str, measure: str, names: Sequence[str], ylabel: str, floor: bool = False) -> Panel:
-        return Panel(
-            {name: Series(*xy) for name, xy in curves(found, names, measure).items()},
-            title,
-            "network calls",
-            ylabel,
-            log="xy",
-            look=look,
-            ticks=(BUDGETS, ()),
-            floor=(0.0, float(np.nanmean(found["sliced_w2_floor_high"])), "two exact samples") if floor else None,
-        )
-
-    drawn = [
-        panel("ODE solvers", "error", [n for n in look if not noisy[n]], "pathwise error"),
-        panel("SDE solvers", "error", [n for n in look if noisy[n]], "pathwise error"),
-        panel("In distribution", "sliced_w2", list(look), "sliced Wasserstein distance", floor=True),
-    ]
-    return plots.lines(drawn[panels], size=(11, 4.1), on=on)
+    standing = problem(found)
+    return comparison_figures.costs(standing, "nfe", BUDGET, looks(standing.labels), panels=panels, on=on)
 
 
 def flow(found: Result, *, on: Canvas | None = None, panels: Sequence[int] | None = None) -> Canvas:

@@ -270,7 +270,7 @@ def strips(
     """
     stacked = {title: _stack(np.asarray(images, float), breaks) for title, images in blocks.items()}
     wide = sum(tile.shape[1] for tile, _ in stacked.values())
-    room = 11 - 0.3 - 0.075 * max(map(len, rows)) - (0.5 if notes else 0.1) * len(blocks)
+    room = 11 - 0.3 - 0.085 * max(map(len, rows)) - (0.5 if notes else 0.1) * len(blocks)
     tall = next(iter(stacked.values()))[0].shape[0]
     figure = (
         Figure(size or (11, min(room / wide, 0.8 / (9 * ZOOM)) * tall + (0.62 if columns else 0.4)))

@@ -17,19 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from sdegen import figures, pages, results
-from sdegen.comparison import best
+from sdegen.figures import BUDGET
 from sdegen.files import write_bytes
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
+from sdegen.standings import Problem, Row
 from sdegen.style import Canvas, save, svg
 
 __all__ = ["build", "page", "picture", "read_all"]
-
-BUDGET = 10  # network calls of the question "which solver wins?"
 
 Draw = Callable[[str, Canvas, str], None]
 """``draw(name, figure, alt)`` puts a figure into the page."""
@@ -166,15 +164,15 @@ def _strips(draw: Draw, found: Result, columns: int = 10) -> dict[str, Any]:
 
 
 def _errors(draw: Draw, found: Result) -> dict[str, Any]:
+    problem = figures.problem(found)
     draw("errors", figures.errors(found), "Error of every solver against the number of network calls")
-    ranked = {measure: best(found, BUDGET, measure) for measure in ("error", "sliced_w2")}
+    ranked = {measure: problem.ranked(BUDGET, measure) for measure in ("error", "sliced_w2")}
     if ranked["error"]:
-        figure = figures.ranking(found, BUDGET)
-        draw("ranking", figure, "; ".join(f"{name} {value:.3f}" for name, value in ranked["error"]))
+        heard = "; ".join(f"{row.label} {row['error'].value:.3f}" for row in ranked["error"])
+        draw("ranking", figures.ranking(found, BUDGET), heard)
     return {
-        "ranked": ranked, **_common(found),
-        "floor": [float(np.nanmean(found[name])) for name in ("sliced_w2_floor", "sliced_w2_floor_high")],
-        "tables": {measure: _table(found, measure) for measure in ranked},
+        "ranked": ranked, **_common(found), "floor": [problem.floors["sliced_w2"], problem.limit("sliced_w2")],
+        "tables": {measure: _table(problem, measure) for measure in ranked},
     }  # fmt: skip
 
 
@@ -183,38 +181,32 @@ def _common(found: Result) -> dict[str, Any]:
     return json.loads(found.attributes["settings"]) | {"about": json.loads(found.attributes["targets"])}
 
 
-def _table(found: Result, measure: str) -> dict[str, Any]:
+def _table(problem: Problem, measure: str) -> dict[str, Any]:
     """Rows of solvers, columns of budgets; marked: the best of each column and equation, or all within the floor."""
-    budgets = sorted({int(budget) for budget in found["budget"] if budget})
-    rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(str(name) for name in found["solver"]):
-        mine = np.flatnonzero(found["solver"] == name)
-        cells = [_cell(found, measure, mine, budget) for budget in budgets]
-        equation = "SDE" if found["stochastic"][mine[0]] else "ODE"
-        rows.append({"name": name, "equation": equation, "order": int(found["order"][mine[0]]), "cells": cells})
-    high = float(np.nanmean(found["sliced_w2_floor_high"]))
-    for column in range(len(budgets)):
+    columns = [{row.label: row for row in problem.ranked(budget, measure)} for budget in problem.budgets]
+    first = {row.label: row for row in reversed(problem.rows)}
+    rows = []
+    for label in problem.labels:
+        cells = [
+            _cell(column[label], measure, budget) if label in column else None
+            for column, budget in zip(columns, problem.budgets, strict=True)
+        ]
+        equation = "SDE" if first[label].stochastic else "ODE"
+        rows.append({"name": label, "equation": equation, "order": first[label].order, "cells": cells})
+    for place in range(len(columns)):
         for equation in ("ODE", "SDE"):
-            cells = [cell for r in rows if r["equation"] == equation and (cell := r["cells"][column])]
-            limit = min((c["value"] for c in cells), default=0.0) if measure == "error" else high
+            cells = [cell for row in rows if row["equation"] == equation and (cell := row["cells"][place])]
+            least = min((cell["value"] for cell in cells), default=0.0)
             for cell in cells:
-                cell["best"] = cell["value"] <= limit
-    return {"budgets": budgets, "rows": rows}
+                cell["best"] = cell["value"] <= (least if measure == "error" else problem.limit(measure))
+    return {"budgets": problem.budgets, "rows": rows}
 
 
-def _cell(found: Result, measure: str, mine: np.ndarray, budget: int) -> dict[str, Any] | None:
-    """What a solver reaches with a budget; of a solver with a tolerance, the most accurate solve that it allows."""
-    fitting = mine[found["budget"][mine] == budget]
-    if not found["budget"][mine].any():
-        within = mine[found["nfe"][mine] <= budget]
-        fitting = within[np.argsort(found["nfe"][within])[-1:]]
-    if not len(fitting):
-        return None
-    i = int(fitting[0])
-    nfe, se = int(found["nfe"][i]), None
-    if measure == "error":
-        se = float(found["error_high"][i] - found["error_low"][i]) / 3.92
-    return {"value": float(found[measure][i]), "se": se, "nfe": nfe if nfe != budget else 0, "best": False}
+def _cell(row: Row, measure: str, budget: int) -> dict[str, Any]:
+    """A number with its standard error, and the calls it took where they are not the budget."""
+    value, low, high = row[measure]
+    nfe = int(row.nfe)
+    return {"value": value, "se": (high - low) / 3.92, "nfe": nfe if nfe != budget else 0, "best": False}
 
 
 def _flow(draw: Draw, found: Result) -> dict[str, Any]:

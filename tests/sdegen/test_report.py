@@ -5,46 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from sdegen import pages, report, results
+from sdegen import figures, pages, report, results
 from sdegen.files import DamagedFile
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
-
-VOID = {"meta", "link", "br", "img", "hr", "input"}
-
-
-def drawing(**given):
-    """An HTML parser that checks that every element is closed, and collects addresses and identifiers."""
-
-    class Check(HTMLParser):
-        def __init__(self):
-            super().__init__()
-            self.open, self.addresses, self.ids, self.text = [], [], [], []
-
-        def handle_starttag(self, tag, attributes):
-            found = dict(attributes)
-            self.addresses += [found[name] for name in ("src", "href", "xlink:href") if found.get(name)]
-            self.ids += [found["id"]] if "id" in found else []
-            if tag not in VOID:
-                self.open.append(tag)
-
-        def handle_startendtag(self, tag, attributes):
-            self.handle_starttag(tag, attributes)
-            if tag not in VOID:
-                self.open.pop()
-
-        def handle_endtag(self, tag):
-            assert self.open.pop() == tag
-
-        def handle_data(self, data):
-            self.text.append(data)
-
-    return Check(**given)
 
 
 def likelihood() -> Result:
@@ -68,7 +36,8 @@ def likelihood() -> Result:
     return Result(arrays, {"reports": json.dumps(reports)})
 
 
-def errors() -> Result:
+@pytest.fixture
+def errors(sweep) -> Result:
     """Three solvers: one that spends its budgets, a stochastic one, and one with a tolerance."""
     cells = [
         ("heun", False, 2, 10, np.nan, 10, 0.2, 0.09), ("heun", False, 2, 20, np.nan, 20, 0.05, 0.01),
@@ -76,32 +45,22 @@ def errors() -> Result:
         ("dopri5", False, 0, 0, 1e-2, 14, 0.1, 0.02), ("dopri5", False, 0, 0, 1e-3, 18, 0.02, 0.01),
     ]  # fmt: skip
     names = ("solver", "stochastic", "order", "budget", "tol", "nfe", "error", "sliced_w2")
-    arrays = {name: (("cell",), list(column)) for name, column in zip(names, zip(*cells, strict=True), strict=True)}
     more = {"error_low": 0.01, "error_high": 0.6, "sliced_w2_floor": 0.02, "sliced_w2_floor_high": 0.03, "seconds": 0.1}
-    arrays |= {name: (("cell",), [value] * len(cells)) for name, value in more.items()}
-    settings = {"targets": ["mixture2d"], "samples": 256, "cloud": 5000, "reference_steps": 512}
-    return Result(arrays, {"settings": settings, "targets": json.dumps({"mixture2d": "MixtureOracle()"})})
+    return sweep([dict(zip(names, cell, strict=True)) | more for cell in cells])
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, errors):
     run = Run.create(
         tmp_path / "run", "seed = 0\n", seed=0, threads=2, train_size=1437, test_size=360,
         data={"description": "digits <&>", "source": "somewhere"}, stages={"Train the VAE": 12.0},
     )  # fmt: skip
     results.write(run / RESULTS, "likelihood", likelihood())
-    results.write(run / RESULTS, "errors", errors())
+    results.write(run / RESULTS, "errors", errors)
     return run.path
 
 
-def parsed(page):
-    check = drawing()
-    check.feed(page.read_text(encoding="utf-8"))
-    assert check.open == []
-    return check
-
-
-def test_page_is_one_file_that_fetches_nothing(folder):
+def test_page_is_one_file_that_fetches_nothing(folder, parsed):
     page = report.build(folder)
     assert page == folder / "report.html"
     check, text = parsed(page), page.read_text(encoding="utf-8")
@@ -148,7 +107,7 @@ def test_values_from_outside_are_escaped(folder):
     assert "VP(&lt;cosine&gt;)" in text
 
 
-def test_the_answers_come_first_and_are_right(folder):
+def test_the_answers_come_first_and_are_right(folder, parsed):
     text = " ".join("".join(parsed(report.build(folder)).text).split())
     glance = text[: text.index("Two kinds of uncertainty")]
     assert "at most 1.75 bits" in glance
@@ -157,8 +116,8 @@ def test_the_answers_come_first_and_are_right(folder):
     assert "Of 3 solvers, heun" in glance
 
 
-def test_tables_mark_the_best_and_say_what_was_spent():
-    table = report._table(errors(), "error")
+def test_tables_mark_the_best_and_say_what_was_spent(errors):
+    table = report._table(figures.problem(errors), "error")
     assert table["budgets"] == [10, 20]
     cells = {row["name"]: row["cells"] for row in table["rows"]}
     assert [cell["best"] for cell in cells["heun"]] == [True, False]
@@ -168,7 +127,7 @@ def test_tables_mark_the_best_and_say_what_was_spent():
     assert (twenty["nfe"], twenty["value"], twenty["best"]) == (18, 0.02, True)
     within = {
         row["name"]: [bool(c and c["best"]) for c in row["cells"]]
-        for row in report._table(errors(), "sliced_w2")["rows"]
+        for row in report._table(figures.problem(errors), "sliced_w2")["rows"]
     }
     assert within == {"heun": [False, True], "ancestral": [False, False], "dopri5": [False, True]}
 
@@ -178,7 +137,7 @@ def test_the_readme_picture_needs_the_whole_demo(folder, tmp_path):
     assert not (tmp_path / "x.png").exists()
 
 
-def test_bad_runs_get_one_line(folder, tmp_path, capsys):
+def test_bad_runs_get_one_line(folder, errors, tmp_path, capsys):
     cases = {}
     cases["nothing"] = tmp_path / "nothing"
     cases["empty"] = Run.create(tmp_path / "empty", "").path
@@ -186,9 +145,8 @@ def test_bad_runs_get_one_line(folder, tmp_path, capsys):
     content = (folder / RESULTS).read_bytes()
     (cases["truncated"] / RESULTS).write_bytes(content[: len(content) // 2])
     cases["older"] = shutil.copytree(folder, tmp_path / "older")
-    found = errors()
     results.write(
-        cases["older"] / RESULTS, "errors", Result({n: a for n, a in found.arrays.items() if n != "sliced_w2"}, {})
+        cases["older"] / RESULTS, "errors", Result({n: a for n, a in errors.arrays.items() if n != "sliced_w2"}, {})
     )
     for name, path in cases.items():
         assert report.main([str(path)]) == 2, name
