@@ -172,7 +172,9 @@ def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, Late
     device = _device(config.device)
     if data is None:
         data = load(config.data.name, **config.data.options)
-    parts: dict[str, Any] = {"classes": data.classes if config.train.conditional else 0}
+    if config.train.augment and len(data.event_shape) != 3:
+        raise UsageError(f"train.augment distorts images, and an example of {data.name} has shape {data.event_shape}")
+    parts: dict[str, Any] = {"classes": (data.classes if config.train.conditional else 0) + bool(config.train.augment)}
     if config.network is not None:
         parts["network"] = partial(NETWORKS[config.network.name], **config.network.options)
     with torch.random.fork_rng(devices=()):

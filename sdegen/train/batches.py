@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdegen.data import Dataset
 from sdegen.train.config import TrainConfig
 
-__all__ = ["batch", "labels", "seed_of"]
+__all__ = ["batch", "distorted_class", "labels", "seed_of"]
 
 
 def labels(cond: Tensor | None, rows: Tensor, config: TrainConfig) -> Tensor | None:
@@ -19,6 +20,11 @@ def labels(cond: Tensor | None, rows: Tensor, config: TrainConfig) -> Tensor | N
         return None
     kept = torch.rand(rows.shape, device=rows.device) >= config.drop_labels
     return cond[rows].where(kept, -1)
+
+
+def distorted_class(data: Dataset, config: TrainConfig) -> int:
+    """The label of what :mod:`sdegen.train.augment` distorts: one more than the data's own."""
+    return data.classes if config.conditional else 0
 
 
 def seed_of(*key: int) -> int:

@@ -33,6 +33,8 @@ class TrainConfig:
         ema: decay of the averaged weights per step, ``min(ema, (1+n)/(10+n))`` at step n.
         conditional: train on class labels, where the data have them; the model must take them.
         drop_labels: share of examples that are shown without their label.
+        augment: share of every batch's images that are slightly turned, sheared, stretched and shifted, and labelled as
+            such (:mod:`sdegen.train.augment`), against learning few images by heart; the model has a class for them.
         precision: of the network in training: ``float32``, ``bfloat16`` (autocast), or ``auto`` for bfloat16 where the
             processor computes it natively.
         threads: CPU threads, at most the cores that this process may use. One is safe: two share a small network's
@@ -56,6 +58,7 @@ class TrainConfig:
     ema: float = 0.99
     conditional: bool = False
     drop_labels: float = 0.1
+    augment: float = 0.0
     precision: str = "auto"
     threads: int = 1
     seed: int = 0
@@ -77,6 +80,7 @@ class TrainConfig:
         for name, value in (
             ("ema", self.ema),
             ("drop_labels", self.drop_labels),
+            ("augment", self.augment),
             ("beta1", self.betas[0]),
             ("beta2", self.betas[1]),
         ):

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from sdegen.data import Dataset
 from sdegen.runs import STATE, Run
-from sdegen.train.batches import batch, labels, seed_of
+from sdegen.train.augment import augmented
+from sdegen.train.batches import batch, distorted_class, labels, seed_of
 from sdegen.train.config import TrainConfig
 from sdegen.train.ema import EMA
 from sdegen.train.held_out import held_out
@@ -87,8 +88,11 @@ def fit(
             rows = batch(len(data.train), config.batch_size, config.seed, n).to(device)
             torch.manual_seed(seed_of(config.seed, 0, n))
             generator.manual_seed(seed_of(config.seed, 1, n))
+            x, cond = data.train[rows], labels(data.train_cond, rows, config)
+            if config.augment:
+                x, cond = augmented(x, cond, config.augment, distorted_class(data, config), data.bins, generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                loss = model.loss(data.train[rows], labels(data.train_cond, rows, config), generator=generator)
+                loss = model.loss(x, cond, generator=generator)
             now.optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(weights, config.clip)
