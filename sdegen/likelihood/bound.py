@@ -1,18 +1,68 @@
-"""The variational bound of a data set: VAE, DDPM(T), VP-SDE, baselines."""
+"""The variational bound of a data set, with as little noise as a network call can buy.
+
+    bound(model, data.test)                            16 noise levels for each datum, twice
+    bound(model, data.test, target_se=0.05)            in rounds, until the standard error is 0.05 nats
+    bound(model, data.test, max_nfe=100)               as good as 100 network calls per datum make it
+    bound(model, data.test, control=None)              stratified noise levels and nothing else
+
+The estimate is the bound's for every choice below: they change its noise and never its mean.
+
+* **Stratified levels.** The draws of a datum share the noise levels out evenly, one in each of K strata.
+* **A control variate** (:mod:`sdegen.likelihood.variate`). With the same noise, the squared error of denoisers that
+  need no network is subtracted, and its mean, which is known in closed form and integrated exactly, is added. How much
+  of it, and how densely levels are drawn, is learned from a few pilot calls with noise of their own.
+* **What is known is not drawn.** The prior term of a diffusion is a closed form, the reconstruction of a softmax or
+  Gaussian decoder an integral. A decoder that asks the network gets as many draws as it deserves.
+
+**The standard error.** The rounds repeat the K strata with independent noise, so that the variance of every stratum of
+every datum is estimated without bias from two rounds or more, and their sum is the variance of the mean. With N data
+and R rounds that is N K (R - 1) degrees of freedom: two rounds suffice, for one datum as well.
+
+**Rounds.** With a target, the first rounds say how many are needed; these follow, and are checked again. Where to stop
+is read off the same draws that are averaged: the bias of that is a small part of the error, and a target is not trusted
+before there are 32 degrees of freedom.
+
+**Noise is keyed**: the numbers of a draw are a function of (seed, number of the datum, number of the draw). A value
+does not depend on the batch, nor on the data beside it other than by the control variate, which is learned from all
+that are given; hand in a finished :func:`sdegen.likelihood.pilot`, and shards of a data set give what the whole gives.
+
+References: Kingma et al. 2021, arXiv:2107.00630 (the bound in continuous time); Owen 2013, Monte Carlo theory, methods
+and examples, chapters 8 and 10 (control variates, stratification).
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.special import ndtr
 
+from sdegen.densities import UniformLogSNR
+from sdegen.likelihood.control import Control
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, offset, rows
+from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, evaluating, offset, rows
+from sdegen.likelihood.variate import ControlVariate, pilot
 from sdegen.models.base import Elbo, LatentVariableModel
+from sdegen.models.diffusion import GaussianDiffusion
+from sdegen.objectives import Bound
+from solvers import standard_normal
+from solvers.noise import BOUND
 
 __all__ = ["bound"]
+
+LOOKS = 1 / 8  # draws of z_0 for each noise level, where nobody has measured what they are worth
+PILOT = 24, 16, 512  # pairs of calls in the pilot: one for so many draws, at least, at most
+FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
+
+Terms = list[dict[str, Tensor]]
+"""Terms of the bound of n data, each (n, columns), a column for each stratum. Terms in one dictionary were drawn
+together and are added before their variance is taken; those of different dictionaries are independent."""
+Draw = Callable[[Tensor, Tensor | None, Sequence[int], int], Terms]
+"""``(x, cond, numbers, round) -> Terms`` of one round."""
 
 
 def bound(
@@ -22,57 +72,95 @@ def bound(
     *,
     draws: int = 16,
     repeats: int = 2,
+    target_se: float | None = None,
+    max_nfe: int | None = None,
+    control: str | Control | ControlVariate | None = "auto",
+    samples: Sequence[int] | None = None,
     batch: int | None = None,
     seed: int = 0,
     bin_width: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LikelihoodReport:
-    """The variational bound of a data set.
-
-    Every datum is scored ``repeats`` times, each with ``draws`` stratified noise levels; the spread of the repeats is
-    the estimator's standard error, without assumptions.
+    """The variational bound of a data set; see :mod:`sdegen.likelihood.bound` for how.
 
     Args:
         model: any model with a bound.
         data: (N, *event), model units.
         cond: class labels (N,) or None.
-        draws: noise levels (latents) in each repeat.
-        repeats: independent repeats, at least 2 to know the estimator's error.
+        draws: noise levels (latents) of a datum in each round.
+        repeats: rounds, at least 2 to know the estimator's error; the first ones, where there is a target.
+        target_se: go on until the estimator's standard error of the mean is at most this, nats (as
+            ``report.estimator_se``; D log 2 times as many as bits/dim).
+        max_nfe: stop at so many network calls per datum, the pilot's included; without a target they are all spent.
+        control: of a diffusion: "auto" for what suits the model, with mean, covariance and histogram of ``data``; one
+            control, such as ``LinearGaussian.fit(train)``; a finished :func:`sdegen.likelihood.pilot`, whose calls are
+            not counted again; None for stratified levels alone. All are unbiased: none of them knows the noise.
+        samples: numbers of the data, which key their noise; ``range(N)`` by default.
         batch: network rows at a time; as many as fit into half a gigabyte by default.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
-        progress: called as ``progress(done, N)`` after every batch.
+        progress: called as ``progress(done, N)`` after every batch; with a target both grow when rounds are added.
 
     Returns:
-        A :class:`LikelihoodReport`.
+        A :class:`LikelihoodReport`; its settings say how many rounds there were, and its note whether a target was
+        missed.
     """
     began, before = time.perf_counter(), model.evaluations
+    model.check(data)
+    bits = offset(model, bin_width)
+    numbers = list(range(len(data)) if samples is None else samples)
+    if len(numbers) != len(data):
+        raise ValueError(f"there are {len(data)} data and {len(numbers)} sample numbers")
     if draws < 1 or repeats < 1:
         raise ValueError(f"draws and repeats are at least 1, not {draws} and {repeats}")
-    generator = torch.Generator().manual_seed(seed)
-    totals: list[Tensor] = []
-    parts: list[Tensor] = []
-    done = 0
+    if target_se is not None and not target_se > 0:
+        raise ValueError(f"target_se is a positive number of nats, not {target_se}")
+    if model.exact:
+        draws, repeats, target_se, max_nfe = 1, 1, None, None
+    if target_se is not None:
+        repeats = max(repeats, 2)
+    if max_nfe is not None and max_nfe < (least := repeats * (1 + _asks(model))):
+        raise ValueError(f"{repeats} rounds take at least {least} network calls per datum, not max_nfe={max_nfe}")
+
     with evaluating(model):
-        for x, labels in chunks(model, data, cond, (batch or rows(model)) // draws):
-            terms = [model.elbo(x, labels, generator=generator, draws=draws) for _ in range(repeats)]
-            totals.append(torch.stack([e.total for e in terms]).cpu())
-            parts.append(torch.stack([torch.stack(tuple(e)).mean(1) * len(x) for e in terms]).mean(0).cpu())
-            done += len(x)
-            if progress is not None:
-                progress(done, len(data))
-    values, estimator, spread = errors(torch.cat(totals, 1))
+        planned = draws * repeats if max_nfe is None else min(draws * repeats, max_nfe)
+        variate = _variate(control, model, data, cond, planned, seed, batch)
+        spent = (model.evaluations - before) / len(data)
+        draws, looks, most = _effort(model, variate, draws, repeats, None if max_nfe is None else max_nfe - spent)
+        if isinstance(model, GaussianDiffusion):
+            draw = _levels(model, variate, draws, looks, seed)
+        else:
+            draw = _latents(model, draws, seed)
+
+        tally, done, ready = _Tally(len(data)), 0, 0
+        plan = repeats if most is None or target_se is not None else most
+        while done < plan:
+            start = 0
+            for x, labels in chunks(model, data, cond, (batch or rows(model)) // draws):
+                here = slice(start, start := start + len(x))
+                for number in range(done, plan):
+                    tally.add(here, draw(x, labels, numbers[here], number))
+                ready += (plan - done) * len(x)
+                if progress is not None:
+                    progress(ready // repeats, plan * len(data) // repeats)
+            done = plan
+            if target_se is not None:
+                plan = _wanted(done, tally.error / target_se, len(data) * draws, most)
+
+    reached = target_se is None or tally.error <= target_se
+    spread = tally.values.var() if len(data) > 1 else torch.tensor(math.nan)
+    effort = {"target_se": target_se, "max_nfe": max_nfe} if target_se or max_nfe else {}
     return LikelihoodReport(
         method="code length" if model.exact else "variational bound",
         kind="exact" if model.exact else "upper bound",
         of="probability" if model.discrete else "density",
-        values=values,
-        parts=dict(zip(Elbo._fields, (torch.stack(parts).sum(0) / len(data)).tolist(), strict=True)),
-        estimator_se=0.0 if model.exact else estimator,
-        data_se=spread,
+        values=tally.values,
+        parts=tally.parts,
+        estimator_se=0.0 if model.exact else tally.error,
+        data_se=beyond(spread, tally.variances.mean().nan_to_num(0.0), len(data)),
         solver_error=None,
         dims=model.dims,
-        bits_offset=offset(model, bin_width),
+        bits_offset=bits,
         forward=(model.evaluations - before) / len(data),
         vjp=0,
         jvp=0,
@@ -82,5 +170,206 @@ def bound(
         solver=None,
         tolerance=None,
         seed=None if model.exact else seed,
-        settings={**describe(model), "draws": draws, "repeats": repeats},
+        settings={**describe(model), "draws": draws, "repeats": done, "control": repr(variate), **effort},
+        note="" if reached else f"standard error {tally.error:.3g} nats: the target {target_se:.3g} takes more calls",
     )
+
+
+def _asks(model: LatentVariableModel) -> int:
+    """Network calls of one look at z_0, beside those at the noise levels."""
+    return model.decoder.calls if isinstance(model, GaussianDiffusion) and model.decoder.drawn else 0
+
+
+def _variate(
+    control: str | Control | ControlVariate | None,
+    model: LatentVariableModel,
+    data: Tensor,
+    cond: Tensor | None,
+    each: int,
+    seed: int,
+    batch: int | None,
+) -> ControlVariate | None:
+    """What ``control`` asks for; None where there are no noise levels, or too few draws to learn one from."""
+    if not (control is None or control == "auto" or isinstance(control, Control | ControlVariate)):
+        raise ValueError(f'control is "auto", a control, a finished pilot or None, not {control!r}')
+    if not isinstance(model, GaussianDiffusion):
+        if control not in (None, "auto"):
+            raise ValueError(f"a control variate is for diffusions, and this model is a {type(model).__name__}")
+        return None
+    if control is None or isinstance(control, ControlVariate):
+        return control
+    per, least, most = PILOT
+    pairs = min(each * len(data) // per, most)
+    if pairs < least:
+        return None
+    controls = (control,) if isinstance(control, Control) else None
+    return pilot(model, data, cond, controls=controls, pairs=pairs, seed=seed, batch=batch)
+
+
+def _effort(
+    model: LatentVariableModel, variate: ControlVariate | None, draws: int, repeats: int, budget: float | None
+) -> tuple[int, int, int | None]:
+    """Noise levels and looks at z_0 of a datum in a round, and the most rounds that the budget of calls allows."""
+    asks = _asks(model)
+    room = draws * (1 + asks) if budget is None else max(int(budget / repeats), 1 + asks)  # calls of a round
+    draws = min(draws, room - asks)
+    if not asks:
+        return draws, draws, None if budget is None else max(repeats, int(budget / draws))
+    worth = LOOKS if variate is None else variate.looks
+    looks = min(max(round(draws * worth), 1), draws, (room - 1) // asks)
+    draws = min(draws, room - looks * asks)
+    return draws, looks, None if budget is None else max(repeats, int(budget / (draws + looks * asks)))
+
+
+def _wanted(done: int, ratio: float, strata: int, most: int | None) -> int:
+    """Rounds after which the error should be what is wanted, now that it is ``ratio`` times that; ``done`` to stop."""
+    if strata * (done - 1) < FREEDOM:
+        wanted = 1 + math.ceil(FREEDOM / strata)
+    else:
+        wanted = done if ratio <= 1 else max(math.ceil(done * ratio**2), done + 1)
+    return wanted if most is None else max(done, min(wanted, most))
+
+
+def _levels(model: GaussianDiffusion, variate: ControlVariate | None, draws: int, looks: int, seed: int) -> Draw:
+    """Rounds of a diffusion: its three terms have draws of their own, or none."""
+    path, levels = model.path, model.levels
+    density = UniformLogSNR() if variate is None else variate.density
+    constant = model.dims * levels.constant(path)
+    known = None if variate is None else variate.integral(levels, path)
+
+    def latent(x: Tensor, cond: Tensor | None, normal: _Keyed) -> Tensor:
+        n, at = len(x), x.repeat_interleave(draws, 0)
+        labels = None if cond is None else cond.repeat_interleave(draws, 0)
+        u, noise = _strata(normal, at, draws), normal(at)
+
+        def error(t: Tensor) -> Tensor:
+            f = model.error(at, t, noise, labels)
+            if variate is None:
+                return f
+            logsnr, eps = path.logsnr(t).reshape(n, draws), noise.reshape(n, draws, *x.shape[1:])
+            return f - variate(x[:, None], logsnr, eps).flatten()
+
+        drawn = levels.integral(path, u, error, density, Bound()).reshape(n, draws) + constant
+        return drawn if known is None else drawn + known(x)[:, None]
+
+    def reconstruction(x: Tensor, cond: Tensor | None, normal: _Keyed) -> Tensor:
+        if not model.decoder.drawn:
+            return model.reconstruction(x, model.encode(x, cond).bottom, x, cond)[:, None]
+        at, labels = x.repeat_interleave(looks, 0), None if cond is None else cond.repeat_interleave(looks, 0)
+        return model.reconstruction(at, model.encode(at, labels).bottom, normal(at), labels).reshape(-1, looks)
+
+    def draw(x: Tensor, cond: Tensor | None, numbers: Sequence[int], number: int) -> Terms:
+        normal = _Keyed(seed, numbers, number, draws)
+        prior = model.prior.divergence(model.encode(x, cond).top, x, x.new_zeros(len(x)), normal)  # a closed form
+        return [
+            {"reconstruction": reconstruction(x, cond, _Keyed(seed, numbers, number, looks, BOUND + 2))},
+            {"latent": latent(x, cond, normal)},
+            {"prior": prior[:, None]},
+        ]
+
+    return draw
+
+
+def _latents(model: LatentVariableModel, draws: int, seed: int) -> Draw:
+    """Rounds of any other model: all of the bound from one draw of the latents."""
+
+    def draw(x: Tensor, cond: Tensor | None, numbers: Sequence[int], number: int) -> Terms:
+        normal, at = _Keyed(seed, numbers, number, draws), x.repeat_interleave(draws, 0)
+        labels = None if cond is None else cond.repeat_interleave(draws, 0)
+        terms = model.bound(at, labels, _strata(normal, at, draws), normal)
+        return [{name: term.reshape(-1, draws) for name, term in zip(Elbo._fields, terms, strict=True)}]
+
+    return draw
+
+
+class _Keyed:
+    """Normals that are a function of (seed, number of the datum, number of the draw); every call is another stream.
+
+    Args:
+        seed: of all.
+        numbers: of the data.
+        number: of the round.
+        draws: of each datum in a round; rows are data times draws, the draws of one datum side by side.
+        stream: the first.
+    """
+
+    def __init__(self, seed: int, numbers: Sequence[int], number: int, draws: int, stream: int = BOUND) -> None:
+        self.seed, self.stream = seed, stream
+        self.keys = [(k << 32) + n for n in numbers for k in range(number * draws, (number + 1) * draws)]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        found = standard_normal(
+            like.shape, self.seed, samples=self.keys, stream=self.stream, dtype=like.dtype, device=like.device
+        )
+        self.stream += 1
+        return found
+
+
+def _strata(normal: _Keyed, rows: Tensor, draws: int) -> Tensor:
+    """u in [k / draws, (k + 1) / draws) for the k-th draw of each datum, (n * draws,), float64."""
+    inside = ndtr(normal(rows.new_empty(len(rows), 1, dtype=torch.float64))[:, 0])
+    return (torch.arange(len(rows), device=rows.device) % draws + inside) / draws
+
+
+@dataclass
+class _Strata:
+    """Running mean and sum of squared deviations of every stratum of every datum, (N, columns) each (Welford)."""
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def empty(cls, n: int, columns: int) -> _Strata:
+        return cls(*(torch.zeros(n, width, dtype=torch.float64) for width in (1, columns, columns)))
+
+    def add(self, here: slice, values: Tensor) -> None:
+        self.count[here] += 1
+        off = values - self.mean[here]
+        self.mean[here] += off / self.count[here]
+        self.square[here] += off * (values - self.mean[here])
+
+    @property
+    def variances(self) -> Tensor:
+        """Of the mean over rounds and columns, (N,); NaN after a single round."""
+        return (self.square / (self.count * (self.count - 1))).sum(1) / self.square.shape[1] ** 2
+
+
+@dataclass
+class _Tally:
+    """Rounds, added up."""
+
+    n: int
+    independent: list[_Strata] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, here: slice, terms: Terms) -> None:
+        drawn = [{name: term.double().cpu() for name, term in together.items()} for together in terms]
+        self.independent = self.independent or [
+            _Strata.empty(self.n, next(iter(together.values())).shape[1]) for together in drawn
+        ]
+        for strata, together in zip(self.independent, drawn, strict=True):
+            strata.add(here, torch.stack(list(together.values())).sum(0))
+            for name, term in together.items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(term.mean(1).sum())
+
+    @property
+    def values(self) -> Tensor:
+        """(N,)."""
+        return torch.stack([strata.mean.mean(1) for strata in self.independent]).sum(0)
+
+    @property
+    def variances(self) -> Tensor:
+        """Of the values, (N,)."""
+        return torch.stack([strata.variances for strata in self.independent]).sum(0)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean of the values."""
+        return math.sqrt(float(self.variances.sum())) / self.n
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Mean of each term."""
+        every = float(self.independent[0].count.sum())
+        return {name: value / every for name, value in self.sums.items()}

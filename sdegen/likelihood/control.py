@@ -10,8 +10,9 @@ another denoiser at the same z. In units of the signal-to-noise ratio rho = exp(
     eps - eps_lin   = (1 - q) e - sqrt(rho) q y                                        :class:`LinearGaussian`
     eps - eps_level = eps - SUM_k p_k r_k,   p_k ~ P_k exp(-r_k^2 / 2)                 :class:`IndependentLevels`
 
-The first is the best linear denoiser, Wiener's, of data with mean m and covariance C = U diag(c^2) U'. With y = U'(x - m)
-and e = U' eps each axis has its own q = 1 / (1 + rho c^2), the share of z that is noise, and the mean is a closed form,
+The first is the best linear denoiser, Wiener's, of data with mean m and covariance C = U diag(c^2) U'. With
+y = U'(x - m) and e = U' eps each axis has its own q = 1 / (1 + rho c^2), the share of z that is noise, and the mean is
+a closed form,
 
     E |eps - eps_lin|^2 = SUM_i (1 - q_i)^2 + rho q_i^2 y_i^2.
 
