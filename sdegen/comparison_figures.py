@@ -35,7 +35,7 @@ __all__ = ["costs", "families", "orders", "ranking", "samples", "shades"]
 
 REST, PALE, INKY = Look(GREY, "", "-"), Look("#c9c7c0", "", "-"), Look("#000000", "", "-")
 PROMISE = Look(INK, "", (0, (2, 2)))
-SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#5b72b5", "#a3b6da", "#dfe6f1", "#fbfaf6"])
+SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#4f66ad", "#8a9bc9", "#c3cce2", "#fbfaf6"])
 """Dark is accurate. The lightness falls evenly, so that the order survives a greyscale printer."""
 
 FEW = 9  # solvers that can all be named in one picture
@@ -97,7 +97,7 @@ def costs(
         on: draw here in place of a new figure.
     """
     xlabel = "network calls" if cost == "nfe" else "seconds"
-    drawn, count = [], len(problem.labels) if len(problem.labels) <= FEW else 6
+    drawn, few = [], len(problem.labels) <= FEW
     views: list[tuple[str, str, bool | None]] = [
         ("ODE solvers", "error", False),
         ("SDE solvers", "error", True),
@@ -107,7 +107,9 @@ def costs(
         rows = [r for r in problem.rows if noisy in (None, r.stochastic) and math.isfinite(r[measure].value)]
         if not rows:
             continue
-        named = problem.handful(measure, budget, stochastic=noisy, count=count)
+        named = problem.handful(measure, budget, stochastic=noisy)
+        if few:
+            named = list(dict.fromkeys([*named, *(row.label for row in rows)]))
         floor = problem.limit(measure)
         best = front(rows, measure, cost, floor)
         drawn.append(

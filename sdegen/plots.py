@@ -121,7 +121,7 @@ def lines(panels: Sequence[Panel], *, size: tuple[float, float] = (11, 3.8), on:
                 ls=look.dash,
                 lw=0.7 if thin else None,
                 alpha=0.5 if thin else 1,
-                marker="" if thin or len(x) > 40 else look.marker,
+                marker="." if thin and len(x) == 1 else "" if thin or len(x) > 40 else look.marker,
                 markeredgecolor="white",
                 markeredgewidth=0.6,
                 zorder=1.5 if thin else 2,

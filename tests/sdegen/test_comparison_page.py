@@ -1,0 +1,238 @@
+"""``sdegen report``: one page with the answer on top, drawn from results files alone, whatever is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from sdegen import comparison_figures, results
+from sdegen.cli import main
+from sdegen.results import Result
+from sdegen.style import looks, svg
+from sdegen.sweeps import gather, merge, source
+from solvers import SOLVERS
+
+ERRORS = {"heun": 0.2, "rk4": 0.05, "ddim": 0.5, "dpmpp_2m": 0.1, "ancestral": 0.8, "euler_a": 0.9}
+NOISY = ("ancestral", "euler_a")
+
+
+def cells(target: str = "mixture2d", **more):
+    """Six solvers and three budgets; errors fall with the budget's square, distances to a floor."""
+    found = []
+    for name, error in ERRORS.items():
+        for i, budget in enumerate((5, 10, 20)):
+            value = error * 4.0**-i
+            found.append({
+                "solver": name, "target": target, "stochastic": name in NOISY, "order": 1 if name == "ddim" else 2,
+                "equation": "SDE" if name in NOISY else "ODE", "budget": budget, "error": value,
+                "error_low": value / 1.2, "error_high": value * 1.2, "sliced_w2": 0.02 + value,
+                "sliced_w2_floor": 0.02, "sliced_w2_floor_high": 0.03, "seconds": 0.01 * budget, "overhead_us": 50.0,
+                **more,
+            })  # fmt: skip
+    found.append(
+        {
+            **found[0],
+            "solver": "dopri5",
+            "order": 0,
+            "budget": 0,
+            "tol": 1e-3,
+            "nfe": 14,
+            "error": 0.001,
+            "sliced_w2": 0.021,
+        }
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def file(sweep, tmp_path_factory):
+    """A sweep with everything: orders, endpoints in the plane, a solver of somebody's own, and a failure."""
+    folder = tmp_path_factory.mktemp("sweep")
+    own = {"solver": "mine.code:Leap<frog>", "budget": 10, "error": 0.07, "error_low": 0.06, "error_high": 0.08}
+    failed = {"solver": "euler", "order": 1, "budget": 10, "status": "FloatingPointError: the state is not finite"}
+    provenance = {
+        "commit": "0123456789abcdef",
+        "created": "2026-03-01T09:05:00+00:00",
+        "command": "/x/sdegen compare m",
+    }
+    versions = json.dumps({"sdegen": "0.1.0", "torch": "2.9.0"})
+    rows = [*cells(), own, failed]
+    results.write(folder / "results.h5", "comparison", sweep(rows, versions=versions, **provenance))
+    order = {"target": "mixture2d", "path": "own", "grid": "logsnr", "solver": "heun", "stochastic": False}
+    order |= {"order": 2.0, "measured": 1.1, "measured_low": 1.0, "measured_high": 1.2}
+    results.write(folder / "results.h5", "orders", Result({name: (("row",), [v]) for name, v in order.items()}, {}))
+    x = np.random.default_rng(0).normal(size=(2, 9, 2))
+    arrays = {"cell": (("cell",), [1, 4]), "x": (("cell", "noise", "coordinate"), x)}
+    arrays |= {"equation": (("equation",), ["ODE"]), "exact": (("equation", "noise", "coordinate"), x[:1])}
+    results.write(folder / "results.h5", "samples/0", Result(arrays, {"target": "mixture2d"}))
+    return folder / "results.h5"
+
+
+@pytest.fixture(scope="module")
+def page(file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    assert main(["report", str(file), "--out", str(out)]) == 0
+    return out
+
+
+def words(page) -> str:
+    return " ".join("".join(page.text).split())
+
+
+def test_the_answer_for_ten_calls_comes_first(page, parsed):
+    glance = words(parsed(page)).partition("And for other budgets?")[0]
+    assert "Which solver for 10 network calls?" in glance
+    assert "Without noise, rk4. It ends 0.013 from the exact solution, before dpmpp_2m." in glance
+    assert "With noise, ancestral, 0.20 from the exact path, tied with euler_a." in glance
+    assert "only rk4 cannot be told from the truth" not in glance  # 0.033 is above the floor of 0.03
+    assert "In distribution, rk4, 0.033 from exact samples" in glance
+
+
+def test_the_page_is_one_file_and_whole(page, parsed):
+    found = parsed(page)
+    assert [a for a in found.addresses if not a.startswith(("#", "data:"))] == []
+    assert {a[1:] for a in found.addresses if a.startswith("#")} <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+    assert not re.search(r"url\((?!#|['\"]?data:)|@import|\bfetch\(|XMLHttp|import\(", found.source)
+    assert found.images
+    assert all(image.get("aria-label") for image in found.images)
+    assert found.source.count("<th ") == found.source.count('scope="')
+
+
+def test_nothing_needs_the_script(page, parsed):
+    """All rows are in the page, in order, and what only a script can do is hidden until there is one."""
+    found = parsed(page)
+    body = found.source[found.source.index('class="sortable"') :]
+    body = body[: body.index("</table>")]
+    assert body.count("<tr") - 1 == len(cells()) + 2
+    assert re.search(r'<p id="filter" hidden>', found.source)
+    assert "One file, nothing fetched; its script only sorts and filters" in words(found)
+    assert found.source.index("<script>") > found.source.index("</footer>")
+
+
+def test_names_from_outside_are_escaped(page):
+    text = page.read_text(encoding="utf-8")
+    assert "Leap<frog>" not in text
+    assert "Leap&lt;frog&gt;" in text
+
+
+def test_every_curve_says_its_name(page):
+    text = page.read_text(encoding="utf-8")
+    titles = set(re.findall(r'<g class="curve">\s*<title>([^<]*)</title>', text))
+    assert {*ERRORS, "dopri5"} <= titles
+
+
+def test_how_it_was_measured(page, parsed):
+    text = words(parsed(page))
+    said = ("Oracle(mixture2d)", "256 noises", "5000 endpoints", "0123456789ab", "2.9.0", "1 March 2026, 09:05 UTC",
+            "sdegen compare", "cells failed: 1 (euler)", "FloatingPointError: the state is not finite")  # fmt: skip
+    assert [words for words in said if words not in text] == []
+
+
+def test_the_page_is_the_same_every_time(page, file, tmp_path):
+    again = tmp_path / "page.html"
+    assert main(["report", str(file), "--out", str(again)]) == 0
+    assert again.read_bytes() == page.read_bytes()
+
+
+def test_several_files(file, sweep, tmp_path, parsed):
+    results.write(tmp_path / "results.h5", "comparison", sweep(cells("ring")[:6], commit="fedcba9876543210"))
+    assert main(["report", str(file), str(tmp_path), "--out", f"{tmp_path}/both.html"]) == 0
+    text = words(parsed(tmp_path / "both.html"))
+    assert "come from different commits: 0123456789ab" in text
+    assert re.search(r"mixture2d ?rk4 .*ring ?rk4", text)  # the table of problems
+
+
+def test_figures_are_files_too(sweep, tmp_path, capsys):
+    results.write(tmp_path / "results.h5", "comparison", sweep([{**c, "sliced_w2": math.nan} for c in cells()[:3]]))
+    assert main(["report", str(tmp_path), "--figures", f"{tmp_path}/f"]) == 0
+    assert capsys.readouterr().out.strip() == f"{tmp_path}/report.html"
+    drawn = {path.name for path in (tmp_path / "f").iterdir()}
+    names = ("ranking", "calls", "seconds", "shades", "families")  # no orders, and nothing to look at
+    assert drawn == {f"p1{name}.{kind}" for name in names for kind in ("svg", "png")}
+    ElementTree.parse(tmp_path / "f" / "p1calls.svg")
+
+
+def test_a_cloud_without_distances_or_noise_or_budgets(sweep, tmp_path, parsed):
+    """What was not measured is left out, and nothing else."""
+    plain = {"sliced_w2": math.nan, "sliced_w2_floor": math.nan, "sliced_w2_floor_high": math.nan}
+    kinds = {
+        "no-distance": [{**c, **plain} for c in cells()],
+        "no-noise": [c for c in cells() if not c.get("stochastic")],
+        "only-tolerances": [{**cells()[-1], "tol": 10.0**-k, "nfe": 10 * k} for k in (1, 2, 3)],
+        "nothing-worked": [{"solver": "heun", "budget": 10, "status": "ValueError: no"}],
+    }
+    for name, rows in kinds.items():
+        (tmp_path / name).mkdir()
+        results.write(tmp_path / name / "results.h5", "comparison", sweep(rows))
+        assert main(["report", str(tmp_path / name)]) == 0, name
+        text = words(parsed(tmp_path / name / "report.html"))
+        assert ("In distribution" in text) == (name in ("no-noise", "only-tolerances"))
+        assert ("With noise" in text) == (name == "no-distance")
+
+
+def test_a_hundred_solvers_have_a_handful_of_names(sweep):
+    """No legend with a hundred names, whatever their number."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"solver": name, "stochastic": solver.stochastic, "order": solver.order, "budget": budget,
+         "error": float(e := rng.uniform(0.1, 1) / budget), "error_low": e / 2, "error_high": 2 * e, "seconds": 0.1}
+        for name, solver in SOLVERS.items() for budget in (5, 10, 20)
+    ]  # fmt: skip
+    (problem,) = merge([source(sweep(rows))]).problems
+    figure = comparison_figures.costs(problem, "nfe", 10, looks(problem.labels))
+    for axes in figure.axes:
+        assert 2 <= sum(text.get_text() in SOLVERS for text in axes.texts) <= 6
+        assert len(axes.lines) > 30
+    table = svg(comparison_figures.shades(problem), "s")
+    assert all(f">{name}<" in table for name in SOLVERS)
+
+
+def test_shades_survive_a_greyscale_printer():
+    """The lightness falls evenly along the colours."""
+    rgb = comparison_figures.SHADES(np.linspace(0, 1, 21))[:, :3]
+    lightness = rgb @ [0.2126, 0.7152, 0.0722]
+    steps = np.diff(lightness)
+    assert (steps > 0).all()
+    assert steps.max() < 3 * steps.min()
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(file, sweep, tmp_path, capsys):
+    def refused(*given: str) -> str:
+        assert main(["report", *given]) == 2
+        out = capsys.readouterr()
+        assert out.out == ""
+        assert len(out.err.strip().splitlines()) == 1
+        return out.err
+
+    assert "results" in refused()
+    assert "no results file" in refused(str(tmp_path / "none.h5"))
+    (tmp_path / "empty").mkdir()
+    assert "has no results.h5" in refused(str(tmp_path / "empty"))
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert "truncated or damaged" in refused(str(broken))
+    assert "truncated or damaged" in refused(str(file), str(broken))
+    older = tmp_path / "older.h5"
+    results.write(older, "comparison", sweep(cells(), schema=99))
+    assert "another version: its schema is 99" in refused(str(older))
+    other = tmp_path / "other.h5"
+    results.write(other, "likelihood/bound", Result({"nats": (("example",), [1.0])}, {}))
+    assert "has no comparison, only likelihood/bound" in refused(str(other))
+    assert "out: expected a file" in refused(str(file), "--out", str(tmp_path))
+    assert "out: expected a file" in refused(str(file), "--out", str(tmp_path / "no" / "page.html"))
+    assert "figures: expected a folder" in refused(str(file), "--figures", str(broken))
+    assert not list(tmp_path.glob("**/*.html"))
+
+
+def test_an_unfinished_sweep_is_reported_as_far_as_it_is(sweep, tmp_path):
+    """A budget that a solver has not reached yet leaves a gap, not an error."""
+    results.write(tmp_path / "results.h5", "comparison", sweep([{**c, "sliced_w2": math.nan} for c in cells()[:7]]))
+    (problem,) = gather([tmp_path / "results.h5"]).problems
+    assert problem.at("ddim", 10) is None
+    assert main(["report", str(tmp_path)]) == 0
