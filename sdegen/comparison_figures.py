@@ -142,9 +142,12 @@ def _looked(rows: Sequence[Row], look: Mapping[str, Look]) -> dict[str, Look]:
 
 def _limits(rows: Sequence[Row], measure: str, floor: float = -math.inf) -> tuple[float, float]:
     """The part of the axis where solvers are: a few that run away do not press the others into a line."""
-    values = np.array([row[measure].value for row in rows if row[measure].value > 0])
-    low, high = float(values.min()), float(np.quantile(values, 0.97))
-    return (min(low, floor) if floor > 0 else low) / 1.6, max(high, float(np.median(values))) * 1.6
+    worst: dict[str, float] = {}
+    for row in rows:
+        worst[row.label] = max(row[measure].value, worst.get(row.label, 0.0))
+    low = min(row[measure].value for row in rows if row[measure].value > 0)
+    high = min(max(worst.values()), 5 * float(np.median(list(worst.values()))))
+    return (min(low, floor) if floor > 0 else low) / 1.6, max(high, floor, low) * 1.6
 
 
 @styled
