@@ -11,6 +11,7 @@ EXAMPLES = """\
   sdegen report runs/sweep                          writes runs/sweep/report.html
   sdegen report runs/a runs/b/results.h5 --out both.html   several sweeps in one page
   sdegen report runs/sweep --figures figures        the figures too, as SVG and PNG
+  sdegen report runs/sweep runs/a                   with the likelihoods that are known of a run
   sdegen report runs/demo                           the demo's page again
 
 RESULTS is a results file, or a folder with one. Sweeps of several files are put together: the same solvers on other
@@ -51,13 +52,16 @@ def _compares(files: Sequence[Path]) -> bool:
 
 
 def _comparison(files: Sequence[Path], out: Path, figures: str | None) -> Callable[[], None]:
-    from sdegen import comparison_page
+    from sdegen import comparison_page, results
+    from sdegen.comparison import GROUP
     from sdegen.likelihood.store import everything
     from sdegen.sweeps import gather
 
-    found = gather(files)
-    scored = [row for file in files for row in everything(file.parent)]
-    return lambda: print(comparison_page.build(found, out, figures=figures, scored=scored))
+    scored = {file: everything(file.parent) for file in files}
+    sweeps = [file for file in files if not scored[file] or GROUP in results.names(file)]
+    found = gather(sweeps or files)
+    rows = [row for known in scored.values() for row in known]
+    return lambda: print(comparison_page.build(found, out, figures=figures, scored=rows))
 
 
 def _run(files: Sequence[Path], out: Path, figures: str | None) -> Callable[[], None]:
