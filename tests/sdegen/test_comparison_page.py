@@ -236,3 +236,25 @@ def test_an_unfinished_sweep_is_reported_as_far_as_it_is(sweep, tmp_path):
     (problem,) = gather([tmp_path / "results.h5"]).problems
     assert problem.at("ddim", 10) is None
     assert main(["report", str(tmp_path)]) == 0
+
+
+def test_what_else_is_known_of_a_model_goes_with_it(sweep, tmp_path, parsed):
+    """Likelihoods of a run stand beside the sweep of its solvers."""
+    import torch
+
+    from sdegen.likelihood import LikelihoodReport
+
+    common = dict.fromkeys(("solver_error", "logsnr", "dequantizer", "bin_width", "solver", "tolerance"))
+    known = LikelihoodReport(
+        method="variational bound", kind="upper bound", of="probability", values=torch.tensor([3.0, 5.0]).double(),
+        parts={}, estimator_se=0.25, data_se=1.0, dims=2, bits_offset=0.0, forward=32.0, vjp=0.0, jvp=0.0,
+        seconds=1.0, seed=0, settings={}, **common,
+    )  # fmt: skip
+    run, folder = tmp_path / "run", tmp_path / "sweep"
+    run.mkdir()
+    folder.mkdir()
+    results.write(run / "results.h5", "likelihood/VP-SDE-0", known.to_result(title="VP-SDE", formula=""))
+    results.write(folder / "results.h5", "comparison", sweep([{**c, "sliced_w2": math.nan} for c in cells()[:3]]))
+    assert main(["report", str(folder), str(run)]) == 0
+    text = words(parsed(folder / "report.html"))
+    assert "VP-SDEvariational bound, upper bound≤ 4.000" in text  # cells have no spaces between them
