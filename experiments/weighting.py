@@ -31,7 +31,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sdegen import results
+from sdegen import plots, results
 from sdegen.comparison.distances import sliced_wasserstein, wasserstein
 from sdegen.data import digits
 from sdegen.data.dataset import Dataset
@@ -44,9 +44,10 @@ from sdegen.networks import MLP
 from sdegen.objectives import DENSITIES, OBJECTIVES
 from sdegen.parsing import Parser
 from sdegen.paths import VP, Cosine, GaussianPath
+from sdegen.plots import Panel, Series
 from sdegen.provenance import provenance
 from sdegen.results import Result
-from sdegen.style import GREY, INK, looks, save, styled
+from sdegen.style import GREY, looks, save, styled
 from sdegen.train import TrainConfig, fit
 from solvers.solve import find
 
@@ -203,32 +204,32 @@ def _result(
 def figure(found: Result) -> Figure:
     """Bound against looks, and where in logsnr an objective gains and loses against the first."""
     drawn = Figure((11, 4.2))
-    left, right = drawn.subplots(1, 2)
+    parts: Any = drawn.subfigures(1, 2)
+    one, two = parts
     names = [str(name) for name in found["objective"]]
     look = looks(names)
-    beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "size": 8.5}
+    left = one.subplots()
     for i, name in enumerate(names):
-        x, y = found["bits"][i], found["sliced_w2"][i]
-        left.plot(x, y, color=look[name].color, lw=0.8, alpha=0.6)
-        left.plot(x, y, look[name].marker, color=look[name].color, ms=6.5, mec="white", mew=0.8)
-        left.annotate(name, (x.mean(), y.mean()), color=look[name].color, **beside)
-    perfect = float(found.attributes["perfect_sliced_w2"])
-    left.axhline(perfect, color=GREY, lw=0.8, ls=(0, (2, 2)))
-    at = left.get_yaxis_transform()
-    left.text(0.985, perfect, "training digits ", transform=at, ha="right", va="bottom", color=GREY, size=8)
-    left.margins(0.14, 0.1)
-    left.set(xlabel="bits per dimension, held out", ylabel="sliced Wasserstein distance to held-out digits")
-    left.set_title("Bound and looks")
+        x, y, (color, marker, _) = found["bits"][i], found["precision"][i], look[name]
+        left.plot(x, y, color=color, lw=0.8, alpha=0.6)
+        left.plot(x, y, marker, color=color, ms=6.5, mec="white", mew=0.8, ls="", label=name)
+    left.axhline(perfect := float(found.attributes["perfect_precision"]), color=GREY, lw=0.8, ls=(0, (2, 2)))
+    note: dict[str, Any] = {"ha": "right", "va": "bottom", "color": GREY, "size": 8}
+    left.text(0.985, perfect, "training digits ", transform=left.get_yaxis_transform(), **note)
+    left.legend(loc="lower right", labelcolor="linecolor")
+    left.set(xlabel="bits per dimension, held out", ylabel="share of samples that lie among real digits")
+    left.set_title("Bound and looks, for each seed")
     error = found["error"].mean(1)
-    for i, name in enumerate(names[1:], 1):
-        right.plot(found["band"], 100 * (error[i] / error[0] - 1), color=look[name].color, ls=look[name].dash)
-        right.annotate(
-            name, (found["band"][-1], 100 * (error[i, -1] / error[0, -1] - 1)), color=look[name].color, **beside
-        )
-    right.axhline(0, color=INK, lw=0.8)
-    right.set_ylim(-10, 40)
-    right.set(xlabel="noise   ←   logsnr   →   data", ylabel=f"denoising error above that of {names[0]}, %")
-    right.set_title("Where it is gained and lost")
+    above = {name: Series(found["band"], 100 * (error[i] / error[0] - 1)) for i, name in enumerate(names)}
+    panel = Panel(
+        {name: curve for name, curve in above.items() if name != names[0]},
+        "Where it is gained and lost",
+        "noise   ←   logsnr   →   data",
+        f"denoising error above that of {names[0]}, %",
+        marks={names[0]: 0.0},
+        look=look,
+    )
+    plots.lines([panel], on=two)
     return drawn
 
 
