@@ -74,7 +74,7 @@ class Demo:
     budgets: tuple[int, ...] = (10, 50)
     reference: int = 200
     comparison: Comparison = field(
-        default_factory=lambda: Comparison(solvers=SOLVERS, cloud=5000, transport=0, reference_steps=512)
+        default_factory=lambda: Comparison(solvers=SOLVERS, samples=256, cloud=5000, transport=0, reference_steps=512)
     )
     seed: int = 0
     threads: int = 1

@@ -45,10 +45,10 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--grids", default="", help="time grids (default: each solver's own)")
     parser.add_argument("--seeds", type=list[NonNegativeInt], default=[0], help="of noises, Brownian motion and data")
     parser.add_argument(
-        "--samples", type=PositiveInt, help="noises of the pathwise error (default: 256; of a model 64)"
+        "--samples", type=PositiveInt, help="noises of the pathwise error (default: 128; of a model 64)"
     )
     parser.add_argument("--cloud", type=NonNegativeInt, default=2000, help="endpoints of the distances; 0 for none")
-    parser.add_argument("--transport", type=NonNegativeInt, default=1000, help="of these, for the exact W2")
+    parser.add_argument("--transport", type=NonNegativeInt, default=1000, help="of these, for W2 and energy distance")
     parser.add_argument(
         "--reference_steps", type=PositiveInt, help="of the SDE's converged solution (default: 2048; of a model 512)"
     )

@@ -47,7 +47,7 @@ class Cloud:
         truth: the law of the data.
         path: the Gaussian path.
         count: samples.
-        transport: of these, how many are transported for ``w2``; 0 leaves it out.
+        transport: of these, how many for ``w2`` and ``energy``; 0 leaves them out.
         seed: of the samples.
     """
 
@@ -86,7 +86,7 @@ class Cloud:
         found["sliced_w2"] = sliced_wasserstein(y, self.exact)
         if self.transport:
             found["w2"] = wasserstein(y[: self.transport], self.exact[: self.transport])
-        found["energy"] = self._energy(y)
+            found["energy"] = self._energy(y[: self.transport])
         # The density of x / alpha is that of x times alpha^D.
         states = (self.alpha * y).reshape(len(y), *self.truth.event_shape)
         log_prob = self.truth.log_prob_t(states, self.path, self.t)
@@ -96,12 +96,13 @@ class Cloud:
         return found
 
     def _energy(self, y: Tensor) -> float:
-        squared = 2 * _mean_distance(y, self.exact) - _mean_distance(y, y) - self._own_distance
+        squared = 2 * _mean_distance(y, self.exact[: len(y)]) - _mean_distance(y, y) - self._own_distance
         return math.sqrt(max(squared, 0.0))
 
     @cached_property
     def _own_distance(self) -> float:
-        return _mean_distance(self.exact, self.exact)
+        some = self.exact[: self.transport]
+        return _mean_distance(some, some)
 
     def _moments(self, truth: MixtureOracle, y: Tensor, states: Tensor) -> dict[str, float]:
         weights, means = truth.weights, truth.means

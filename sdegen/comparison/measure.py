@@ -16,6 +16,7 @@ scipy's methods is not seen.)
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import weakref
@@ -79,7 +80,7 @@ def _measured(cell: Cell, truths: Truths) -> dict[str, Any]:
 
     few = x[: min(COUNTED, len(x))].clone()
     count = _Tensors(few)
-    with count:
+    with _uncollected(), count:
         solved(problem.calling(count.aside), few, _Wrapped(few, cell.seed, count.aside))
     row: dict[str, Any] = {"peak_mib": count.peak / len(few) * len(x) / 2**20}
 
@@ -92,7 +93,9 @@ def _measured(cell: Cell, truths: Truths) -> dict[str, Any]:
     row |= _errors(cell, truths, found.x)
     if cloud is not None:
         many = target.start(path, cloud.count, cloud.seed, truths.settings.device)
-        ends = solved(problem, many, LazyBrownianMotion(many, cloud.seed)).x
+        # A solver that chooses the steps of every sample asks for the motions of single samples, which only one has.
+        motion = LazyBrownianMotion if fixed else BrownianMotion
+        ends = solved(problem, many, motion(many, cloud.seed)).x
         row |= {"cloud": cloud.count, **cloud.measured(ends), **cloud.floors}
     s = truths.settings
     pictured = (cell.path, cell.seed) == ((s.paths or ("own",))[0], s.seeds[0])
@@ -104,6 +107,17 @@ def _measured(cell: Cell, truths: Truths) -> dict[str, Any]:
 def _seen(event_shape: tuple[int, ...]) -> int:
     """How many endpoints make a picture: of images, of points in the plane, and none of what nobody can see."""
     return IMAGES if len(event_shape) == 3 else POINTS if event_shape == (2,) else 0
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which frees what is held in circles whenever it likes."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _errors(cell: Cell, truths: Truths, x: Tensor) -> dict[str, float]:

@@ -84,7 +84,9 @@ class Cell:
     @property
     def weight(self) -> float:
         """About how long it takes, in network calls: for the time left, and to do the short ones first."""
-        return self.budget + 5 if self.budget else 40 - 25 * math.log10(self.tol)
+        if self.budget:
+            return (20 + self.budget) * (1.5 if self.method.stochastic else 1.0)
+        return (40 - 25 * math.log10(self.tol)) * (20.0 if self.method.stochastic else 1.0)
 
     def __str__(self) -> str:
         return f"{self.solver} {self.budget or f'{self.tol:g}'}"
@@ -104,7 +106,8 @@ class Comparison:
         seeds: of noises, Brownian motion and data.
         samples: noises of the pathwise error.
         cloud: endpoints of the distances in distribution; 0 leaves them out.
-        transport: of these, how many for the exact Wasserstein distance, whose cost is cubic; 0 leaves it out.
+        transport: of these, how many for the exact Wasserstein and the energy distance, whose costs grow faster; 0
+            leaves them out.
         reference_steps: steps of the converged solution of the SDE, even.
         device: cpu, cuda, ...
 
@@ -119,7 +122,7 @@ class Comparison:
     paths: tuple[str, ...] = ()
     grids: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
-    samples: int = 256
+    samples: int = 128
     cloud: int = 2000
     transport: int = 1000
     reference_steps: int = 2048

@@ -290,10 +290,12 @@ class Truths:
         s = self.settings
         if target.truth is None or not s.cloud:
             return None
-        truth = target.truth
+        truth, method = target.truth, cell.method
+        # Where every sample has steps and noise of its own, a sample takes a hundred times as long.
+        count = s.cloud if method.nfe_per_step or not method.stochastic else max(2, s.cloud // 10)
         return self._once(
-            f"cloud {cell.target} {cell.path} {cell.seed}",
-            lambda: Cloud(truth, path, s.cloud, s.transport, FRESH + 1000 * cell.seed),
+            f"cloud {cell.target} {cell.path} {cell.seed} {count}",
+            lambda: Cloud(truth, path, count, s.transport, FRESH + 1000 * cell.seed),
         )
 
     def _solved(self, cell: Cell) -> Reference:
