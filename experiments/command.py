@@ -1,0 +1,47 @@
+"""The command line of an experiment: every field of its ``Config`` is an option, with the text written there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sdegen.parsing import Parser
+
+__all__ = ["command"]
+
+
+def command(run: Callable[[Any], Path], config: type[Any], doc: str | None, example: str = "") -> Callable[..., int]:
+    """Make ``main(words)`` of an experiment.
+
+    Args:
+        run: the experiment.
+        config: its dataclass; a field of type ``tuple[str, ...]`` takes names with commas between.
+        doc: docstring of the module, whose first line is the question.
+        example: options worth an example.
+
+    Returns:
+        A function that reads the command line, runs, prints where the results are, and returns the exit code: 2 where
+        something that was asked for makes no sense.
+    """
+    name = run.__module__.rpartition(".")[2]
+
+    def main(words: Sequence[str] | None = None) -> int:
+        parser = Parser(name, "[options]", (doc or "").partition("\n")[0], f"  python -m experiments.{name} {example}")
+        parser.prog = f"python -m experiments.{name}"
+        listed = {f.name: ",".join(f.default) for f in fields(config) if f.type == "tuple[str, ...]"}  # type: ignore[arg-type]
+        parser.add_class_arguments(config, as_group=False, skip=set(listed))
+        for key, default in listed.items():
+            parser.add_argument(f"--{key}", default=default, help="names with commas between")
+        try:
+            chosen = parser.read(sys.argv[1:] if words is None else words).as_dict()
+            chosen |= {key: tuple(filter(None, chosen[key].split(","))) for key in listed}
+            print(run(config(**{f.name: chosen[f.name] for f in fields(config)})))
+        except (ValueError, OSError) as error:
+            print(f"experiments.{name}: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return main
