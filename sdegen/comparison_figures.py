@@ -39,7 +39,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#4f66ad", "#8a
 """Dark is accurate. The lightness falls evenly, so that the order survives a greyscale printer."""
 
 FEW = 9  # solvers that can all be named in one picture
-POINTS = 120  # of a cloud that are drawn: every one is an element of the page
+POINTS = 80  # of a cloud that are drawn: every one is an element of the page
 
 KINDS = {False: "ODE", True: "SDE"}
 
@@ -202,10 +202,10 @@ def _frame(column: int, row: int) -> Any:
 def families(problem: Problem, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
     """One small picture for each kind of solver: its members dark, the others of the same equation pale behind."""
     known = [name for name in (*FAMILIES, "Others") if any(row.family == name for row in problem.rows)]
-    chunks = [known[i : i + 3] for i in range(0, len(known), 3)]
-    parts = _parts(on, (11, 2.5 * len(chunks)), len(chunks), 1)
-    for part, chunk in zip(parts, chunks, strict=True):
-        plots.lines([_family(problem, name, look) for name in chunk], on=part)
+    rows = -(-len(known) // 3)
+    parts = _parts(on, (11, 2.5 * rows), rows, 3)
+    for part, name in zip(parts, known, strict=False):
+        plots.lines([_family(problem, name, look)], on=part)
     return parts[0].figure if on is None else on
 
 
@@ -294,11 +294,10 @@ def samples(problem: Problem, *, on: Canvas | None = None) -> Canvas:
     shown, exact = problem.pictures
     budgets = [budget for budget in problem.budgets if any(b == budget for _, b in shown)][:4]
     known = {label for label, _ in shown}
-    rows: dict[str, list[str]] = {}
+    one, rows = next(iter(shown.values())), dict[str, list[str]]()
     for noisy, kind in KINDS.items():
         ranked = [label for label in problem.quality("error", stochastic=noisy) if label in known]
-        rows[kind] = _some(ranked, best=1 if noisy else 3)
-    one = next(iter(shown.values()))
+        rows[kind] = _some(ranked, best=1 if noisy or one.ndim == 2 else 3)
     draw = _strips if one.ndim == 4 else _clouds
     return draw(problem, {kind: labels for kind, labels in rows.items() if labels}, budgets, shown, exact, on)
 
@@ -348,7 +347,7 @@ def _clouds(
     on: Canvas | None,
 ) -> Canvas:
     """Points in the plane, with a hair from where the equation takes each."""
-    labels = [(kind, label) for kind, mine in rows.items() for label in mine]
+    labels = [(kind, label) for kind, mine in rows.items() for label in mine][:5]
     every = np.concatenate(list(exact.values()) or list(shown.values()))
     reach = 1.25 * float(np.quantile(np.abs(every), 0.995))
     parts = _parts(on, (11, 11 / len(labels) * 0.98 * len(budgets)), len(budgets), 1)

@@ -363,8 +363,9 @@ def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], log: st
     bottom, top = float(scale(low)), float(scale(high))
     order = sorted(ends, key=lambda name: ends[name][1])
     place = np.array([(float(scale(ends[name][1])) - bottom) / (top - bottom) for name in order])
-    # Text of 8.5 points in axes that are about 2.8 inches high.
-    place = _spread(place, 0.06, 0.0, 1.0)
+    # Text of 8.5 points needs 0.165 inches; title and labels of the axis take about 0.75.
+    height = axes.figure.bbox.height / axes.figure.dpi - 0.75
+    place = _spread(place, 0.165 / max(height, 1.0), 0.0, 1.0)
     for name, y in zip(order, place, strict=True):
         x0, y0, color = ends[name]
         line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
