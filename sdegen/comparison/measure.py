@@ -54,8 +54,9 @@ def measure(cell: Cell, truths: Truths) -> dict[str, Any]:
     method = cell.method
     adaptive = method.nfe_per_step == 0
     row: dict[str, Any] = {
-        "target": cell.target, "path": truths.targets[cell.target].path_name(cell.path), "solver": cell.solver, "seed": cell.seed, "budget": cell.budget,
-        "tol": cell.tol, "grid": "none" if adaptive else method.grid if cell.grid == "own" else cell.grid,
+        "target": cell.target, "path": truths.targets[cell.target].path_name(cell.path), "solver": cell.solver,
+        "seed": cell.seed, "budget": cell.budget, "tol": cell.tol,
+        "grid": "none" if adaptive else method.grid if cell.grid == "own" else cell.grid,
         "stochastic": method.stochastic, "order": method.order, "equation": equation(method),
         "samples": truths.settings.samples, "cloud": 0, "status": "ok",
     }  # fmt: skip
@@ -112,7 +113,6 @@ def _seen(event_shape: tuple[int, ...]) -> int:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Without the garbage collector, which frees what is held in circles whenever it likes."""
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -128,14 +128,21 @@ def _errors(cell: Cell, truths: Truths, x: Tensor) -> dict[str, float]:
     _, path = truths.problem(cell)
     alpha = float(path.alpha(torch.tensor(path.t_min, dtype=torch.float64)))
     each = ((x - reference.x).double() / alpha).square().flatten(1).mean(1).cpu()
-    mean, spread = float(each.mean()), float(each.std()) / math.sqrt(len(each))
-    # The mean square is positive, and its logarithm nearer to a normal variable than itself; the root halves it.
-    half = math.exp(0.98 * spread / mean) if mean > 0 else 1.0
-    error = math.sqrt(mean)
+    error, low, high = root_mean(each)
     return {
-        "error": error, "error_low": error / half, "error_high": error * half,
+        "error": error, "error_low": low, "error_high": high,
         "error_median": float(each.median().sqrt()), "reference_error": reference.error / alpha,
     }  # fmt: skip
+
+
+def root_mean(squares: Tensor) -> tuple[float, float, float]:
+    """Root of the mean of positive numbers, (N,), and its 95 % interval.
+
+    The delta method on the logarithm of the mean, which is nearer to a normal variable than the mean; the root halves.
+    """
+    mean, spread = float(squares.mean()), float(squares.std()) / math.sqrt(len(squares))
+    half = math.exp(1.96 / 2 * spread / mean) if mean > 0 else 1.0
+    return math.sqrt(mean), math.sqrt(mean) / half, math.sqrt(mean) * half
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------

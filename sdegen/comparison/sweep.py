@@ -36,6 +36,7 @@ from sdegen.files import sweep as tidy
 from sdegen.provenance import provenance, versions
 from sdegen.results import Result
 from sdegen.train.interrupt import cpu_threads
+from solvers import resolve
 
 __all__ = ["RESULTS", "check_folder", "compare", "rank", "sweep"]
 
@@ -133,10 +134,11 @@ def possible(settings: Comparison) -> list[Cell]:
             continue  # one of a family
         mine = [cell for cell in cells if cell.solver == name]
         if not mine:
-            kind = (
-                "fixed steps: give it budgets of network calls" if settings.tols else "its own steps: give tolerances"
+            chooses = resolve(name).nfe_per_step == 0
+            raise ValueError(
+                f"{name} "
+                + ("chooses its own steps: give tolerances" if chooses else "takes fixed steps: give budgets")
             )
-            raise ValueError(f"{name} takes {kind}")
         method = mine[0].method
         if method.nfe_per_step and max(settings.budgets) < method.nfe(1):
             raise ValueError(
