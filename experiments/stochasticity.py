@@ -9,7 +9,7 @@ that goes on diffusing. So the same sweep is made three times:
 *start*   the score is exact, and the noises to start from are too narrow by a factor, as of a prior that is wrong;
 *score*   the score itself is too small by a factor, everywhere (``kappa``).
 
-Endpoints are compared with exact samples by the energy distance, with what exact samples of the same size have.
+Endpoints are compared with exact samples by the sliced Wasserstein distance; other exact samples have a distance too.
 
     python -m experiments.stochasticity
     python -m experiments.stochasticity --target ring --budgets 10,50 --out runs/ring
@@ -109,7 +109,7 @@ def run(config: Config | None = None) -> Path:
     arrays: dict[str, Any] = {name: ((name,), np.array(values)) for name, values in axes.items()}
     arrays |= {
         name: (tuple(axes), np.array([rows[i][name] for i in order]).reshape(shape), {"unit": unit})
-        for name, unit in (("energy", "data"), ("floor", "data"), ("floor_high", "data"))
+        for name, unit in (("distance", "data"), ("floor", "data"), ("floor_high", "data"))
     }
     found = Result(arrays, {**asdict(config), "out": str(config.out), **provenance()})
     config.out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def _measured(config: Config, seed: int) -> list[dict[str, Any]]:
     """Every cell with one seed: the same noises, Brownian motion and exact samples for all."""
     truth, path = ORACLES[config.target](), PATHS[config.path]()
     cloud = Cloud(truth, path, config.cloud, 0, seed + 1000)
-    floor = {"floor": cloud.floors["energy_floor"], "floor_high": cloud.floors["energy_floor_high"]}
+    floor = {"floor": cloud.floors["sliced_w2_floor"], "floor_high": cloud.floors["sliced_w2_floor_high"]}
     right, wrong = truth.problem(path), truth.problem(path, kappa=config.kappa)
     x = prior(path, (config.cloud, *truth.event_shape), seed, dtype=torch.float64)
     cases = {"exact": (right, x), "start": (right, config.narrow * x), "score": (wrong, x)}
@@ -136,19 +136,19 @@ def _measured(config: Config, seed: int) -> list[dict[str, Any]]:
                     noise = LazyBrownianMotion(start, seed) if method.stochastic else None
                     with torch.no_grad():
                         end = solve(problem, start, solver=method, nfe=nfe, noise=noise, grid="logsnr").x
-                    energy = cloud.measured(end)["energy"]
+                    distance = cloud.measured(end)["sliced_w2"]
                     where = {"case": case, "solver": solver, "eta": eta, "nfe": nfe, "seed": seed}
-                    rows.append({**where, "energy": energy, **floor})
+                    rows.append({**where, "distance": distance, **floor})
             print(f"seed {seed}, {CASES[case]}, eta {eta:g}", file=sys.stderr, flush=True)
     return rows
 
 
 def told(found: Result) -> str:
     """Which amount of noise is best, in words."""
-    energy, lines = found["energy"].mean(-1), []
+    distance, lines = found["distance"].mean(-1), []
     for i, case in enumerate(found["case"]):
         for j, solver in enumerate(found["solver"]):
-            best = found["eta"][energy[i, j].argmin(0)]
+            best = found["eta"][distance[i, j].argmin(0)]
             said = ", ".join(f"{eta:g} at {nfe}" for eta, nfe in zip(best, found["nfe"], strict=True))
             lines.append(f"{CASES[str(case)]}, {solver}: best eta {said} calls")
     return "\n".join(lines)
@@ -156,29 +156,29 @@ def told(found: Result) -> str:
 
 @styled
 def figure(found: Result) -> Figure:
-    """Energy distance against eta, a curve for each budget: rows are solvers, columns are cases."""
+    """Distance to exact samples against eta, a curve for each budget: rows are solvers, columns are cases."""
     solvers, cases = list(found["solver"]), list(found["case"])
     drawn = Figure((3.4 * len(cases), 2.7 * len(solvers)))
     panels = drawn.subplots(len(solvers), len(cases), sharex=True, sharey=True, squeeze=False)
     look = looks([str(nfe) for nfe in found["nfe"]])
     for j, solver in enumerate(solvers):
         for i, case in enumerate(cases):
-            axes, energy = panels[j, i], found["energy"][i, j]
+            axes, distance = panels[j, i], found["distance"][i, j]
             for k, nfe in enumerate(found["nfe"]):
-                kind, values = look[str(nfe)], energy[:, k]
+                kind, values = look[str(nfe)], distance[:, k]
                 axes.fill_between(found["eta"], values.min(-1), values.max(-1), color=kind.color, alpha=0.15, lw=0)
-                axes.plot(found["eta"], values.mean(-1), color=kind.color, marker=kind.marker, ls=kind.dash)
-                beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "size": 8}
-                axes.annotate(str(nfe), (found["eta"][-1], values[-1].mean()), color=kind.color, **beside)
-            axes.axhspan(0, float(found["floor_high"][i, j].mean()), color=GREY, alpha=0.15, lw=0)
+                shown = {"color": kind.color, "marker": kind.marker, "ls": kind.dash, "label": str(nfe)}
+                axes.plot(found["eta"], values.mean(-1), **shown)
+            axes.axhline(float(found["floor_high"][i, j].mean()), color=GREY, lw=0.8, ls=(0, (2, 2)))
             axes.set_yscale("log")
-            axes.margins(x=0.1)
             axes.set_title(f"{CASES[str(case)]}: {solver}")
             if j == len(solvers) - 1:
                 axes.set_xlabel("eta   (0: ODE, 1: reverse SDE)")
             if i == 0:
-                axes.set_ylabel("energy distance to the data")
-    panels[0, 0].text(0.02, float(found["floor_high"][0, 0].mean()), " exact samples", color=GREY, size=8, va="top")
+                axes.set_ylabel("sliced Wasserstein distance")
+    first = panels[0, 0]
+    first.text(0.0, float(found["floor_high"][0, 0].mean()), "exact samples", color=GREY, size=8, va="bottom")
+    first.legend(title="calls", ncols=len(found["nfe"]), loc="upper left", handlelength=1.4, columnspacing=0.9)
     return drawn
 
 

@@ -195,12 +195,13 @@ def figure(found: Result) -> Figure:
 
 
 def _map(axes: Axes, values: np.ndarray, rows: list[str], columns: list[str], title: str) -> None:
-    """Numbers in boxes, darker for worse."""
+    """Numbers in boxes, darker for worse, the best preset in bold."""
+    presets = [name for name in columns if name != "fitted"]
     axes.imshow(values, norm=LogNorm(1, 30), cmap="Greys", aspect="auto", alpha=0.85)
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             text = f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
-            dark, best = math.log(value) > 0.55 * math.log(30), value <= row[: len(row)].min()
+            dark, best = math.log(value) > 0.55 * math.log(30), value <= np.nanmin(row[: len(presets)])
             weight: Any = "bold" if best else "normal"
             axes.text(j, i, text, ha="center", va="center", size=8, color=PAPER if dark else INK, weight=weight)
     axes.set_xticks(range(len(columns)), columns)

@@ -115,7 +115,7 @@ def test_mistakes(words: list[str], table: dict[str, object], message: str) -> N
         (["--model.objective", "sinple"], r"unknown objective 'sinple'; did you mean 'simple'"),
         (["--model.predicts", "noise"], r"unknown prediction 'noise'"),
         (["--model", "ddpm", "--model.T=0"], r"T must be at least 1, not 0"),
-        (["--network", "mlp", "--network.width=-4"], r"model or network: .*negative"),
+        (["--network", "mlp", "--network.width=-4"], r"width must be at least 1, not -4"),
         (["--data", "moons", "--network", "unet"], r"a U-Net needs images"),
         (["--data", "moons", "--model.decoder", "softmax"], r"softmax is for grey levels"),
         (["--data", "nowhere.npz"], r"there is no file nowhere\.npz"),
