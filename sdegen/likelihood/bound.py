@@ -45,7 +45,7 @@ from sdegen.densities import UniformLogSNR
 from sdegen.likelihood.control import Control
 from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, evaluating, offset, rows
-from sdegen.likelihood.variate import ControlVariate, pilot
+from sdegen.likelihood.variate import ControlVariate, variate_for
 from sdegen.models.base import Elbo, LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.objectives import Bound
@@ -55,7 +55,6 @@ from solvers.noise import BOUND
 __all__ = ["bound"]
 
 LOOKS = 1 / 8  # draws of z_0 for each noise level, where nobody has measured what they are worth
-PILOT = 24, 16, 512  # pairs of calls in the pilot: one for so many draws, at least, at most
 FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
 
 Terms = list[dict[str, Tensor]]
@@ -124,7 +123,7 @@ def bound(
 
     with evaluating(model):
         planned = draws * repeats if max_nfe is None else min(draws * repeats, max_nfe)
-        variate = _variate(control, model, data, cond, planned, seed, batch)
+        variate = variate_for(control, model, data, cond, planned, seed, batch)
         spent = (model.evaluations - before) / len(data)
         draws, looks, most = _effort(model, variate, draws, repeats, None if max_nfe is None else max_nfe - spent)
         if isinstance(model, GaussianDiffusion):
@@ -175,35 +174,12 @@ def bound(
     )
 
 
+_variate = variate_for
+
+
 def _asks(model: LatentVariableModel) -> int:
     """Network calls of one look at z_0, beside those at the noise levels."""
     return model.decoder.calls if isinstance(model, GaussianDiffusion) and model.decoder.drawn else 0
-
-
-def _variate(
-    control: str | Control | ControlVariate | None,
-    model: LatentVariableModel,
-    data: Tensor,
-    cond: Tensor | None,
-    each: int,
-    seed: int,
-    batch: int | None,
-) -> ControlVariate | None:
-    """What ``control`` asks for; None where there are no noise levels, or too few draws to learn one from."""
-    if not (control is None or control == "auto" or isinstance(control, Control | ControlVariate)):
-        raise ValueError(f'control is "auto", a control, a finished pilot or None, not {control!r}')
-    if not isinstance(model, GaussianDiffusion):
-        if control not in (None, "auto"):
-            raise ValueError(f"a control variate is for diffusions, and this model is a {type(model).__name__}")
-        return None
-    if control is None or isinstance(control, ControlVariate):
-        return control
-    per, least, most = PILOT
-    pairs = min(each * len(data) // per, most)
-    if pairs < least:
-        return None
-    controls = (control,) if isinstance(control, Control) else None
-    return pilot(model, data, cond, controls=controls, pairs=pairs, seed=seed, batch=batch)
 
 
 def _effort(

@@ -37,13 +37,15 @@ from sdegen.densities import Density, Shares, UniformLogSNR
 from sdegen.levels import Levels
 from sdegen.likelihood.control import Control, IndependentLevels, LinearGaussian
 from sdegen.likelihood.scoring import bins_of, chunks, evaluating, rows
+from sdegen.models.base import LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
 from solvers import standard_normal
 from solvers.noise import PILOT
 from solvers.problem import Path
 
-__all__ = ["ControlVariate", "controls_for", "pilot"]
+__all__ = ["ControlVariate", "controls_for", "pilot", "variate_for"]
 
+SHARE, LEAST, MOST = 24, 16, 512  # pairs of calls in the pilot: one for so many draws, at least, at most
 PAIRS = 6  # of the pilot, at least, between two knots of a and b
 INTERVALS = 12  # between knots, at most
 BANDS = 128  # of the density
@@ -114,6 +116,44 @@ def controls_for(model: GaussianDiffusion, x: Tensor) -> tuple[Control, ...]:
     bins = bins_of(model)
     linear = LinearGaussian.fit(x)
     return (linear,) if bins is None else (linear, IndependentLevels.fit(x, bins))
+
+
+def variate_for(
+    control: str | Control | ControlVariate | None,
+    model: LatentVariableModel,
+    x: Tensor,
+    cond: Tensor | None = None,
+    draws: int = 32,
+    seed: int = 0,
+    batch: int | None = None,
+) -> ControlVariate | None:
+    """What the bound of data takes for a given ``control``.
+
+    Args:
+        control: "auto", one control, a finished :func:`pilot` or None.
+        model: any.
+        x: all data that will be scored, (N, *event).
+        cond: class labels (N,) or None.
+        draws: noise levels of each datum that are planned: a pilot takes one call for a dozen, and 1024 at most.
+        seed: of the pilot's noise.
+        batch: network rows at a time.
+
+    Returns:
+        None where there are no noise levels, or too few draws to learn from.
+    """
+    if not (control is None or control == "auto" or isinstance(control, Control | ControlVariate)):
+        raise ValueError(f'control is "auto", a control, a finished pilot or None, not {control!r}')
+    if not isinstance(model, GaussianDiffusion):
+        if control not in (None, "auto"):
+            raise ValueError(f"a control variate is for diffusions, and this model is a {type(model).__name__}")
+        return None
+    if control is None or isinstance(control, ControlVariate):
+        return control
+    pairs = min(draws * len(x) // SHARE, MOST)
+    if pairs < LEAST:
+        return None
+    controls = (control,) if isinstance(control, Control) else None
+    return pilot(model, x, cond, controls=controls, pairs=pairs, seed=seed, batch=batch)
 
 
 def pilot(
@@ -212,8 +252,8 @@ def _shares(apart: Tensor, hats: Tensor, knots: Tensor) -> Tensor:
     a b that hardly depends on the level, and many what they say. A control that is nowhere different gets zero.
     """
     count = apart.shape[1] - 1
-    spread = (hats @ _averages(apart[:, 0].square(), hats)).clamp(min=1e-300).sqrt()
-    scaled = apart / spread[:, None]
+    spread = (hats @ _averages(apart[:, 0].square(), hats)).sqrt()
+    scaled = apart / spread.clamp(min=max(1e-3 * float(spread.max()), 1e-300))[:, None]  # what is tiny has no say
     design = (hats[:, :, None] * scaled[:, None, 1:]).flatten(1)
     steps = torch.eye(len(knots), dtype=torch.float64).diff(dim=0) / (WALK * float(knots[1] - knots[0]) ** 0.5)
     prior = torch.kron(steps.mT @ steps, torch.eye(count, dtype=torch.float64))
