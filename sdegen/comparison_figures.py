@@ -170,7 +170,8 @@ def _shaded(axes: Any, problem: Problem, measure: str, kind: str, labels: Sequen
     values = np.full((len(labels), len(ranks)), np.nan)
     for column, rank in enumerate(ranks):
         for row in rank:
-            values[labels.index(row.label), column] = row[measure].value
+            if row.budget in (0, problem.budgets[column]):  # what a cheaper budget reaches has a cell of its own
+                values[labels.index(row.label), column] = row[measure].value
     shade = np.log10(np.maximum(values, 1e-300))
     low, high = np.nanquantile(shade, [0.0, 0.9])
     axes.imshow(shade, cmap=SHADES, vmin=low, vmax=high, aspect="auto", extent=(0, len(ranks), len(labels), 0))
@@ -264,22 +265,23 @@ def _promise(rows: Sequence[Row], p: int) -> Series:
 def _measured(on: Canvas, problem: Problem) -> None:
     """Measured order of every solver beside the declared one; those that fall short are named."""
     axes, found = on.subplots(), problem.orders
-    measured = [order.measured.value for order in found]
     ends = np.array([0.4, max(order.declared for order in found) + 0.9])
     axes.fill_between(ends, ends - 0.2, ends + 0.2, color=FAINT, alpha=0.7, lw=0)
     for noisy, mark in ((False, "o"), (True, "D")):
         mine = [order for order in found if order.stochastic == noisy]
         x = [order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(mine)]
-        axes.plot(x, [order.measured.value for order in mine], mark, color=INK, ms=3.6, alpha=0.5, mew=0)
-    last = -math.inf
-    for order in sorted(found, key=lambda order: order.measured.value):
+        y = [order.measured.value for order in mine]
+        axes.plot(x, np.clip(y, -0.2, ends[1] + 0.4), mark, color=INK, ms=3.6, alpha=0.5, mew=0)
+    named: list[float] = []
+    for order in sorted(found, key=lambda order: order.measured.high - order.declared)[:12]:
         value = order.measured.value
-        if order.measured.high < order.declared - 0.2 and value > last + 0.2:
-            last = value
-            axes.annotate(order.label, (order.declared + 0.2, last), size=7.5, color=GREY, va="center")
+        apart = all(abs(value - other) > 0.05 * (ends[1] + 1) for other in named)
+        if order.measured.high < order.declared - 0.2 and value > -0.2 and apart:
+            named.append(value)
+            axes.annotate(order.label, (order.declared + 0.2, value), size=7.5, color=GREY, va="center")
     axes.set(title="Measured: ● ODE, ◆ SDE", xlabel="declared order", ylabel="measured order", xlim=ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(max(-0.5, min(measured) - 0.3), max(measured) + 0.3)
+    axes.set_ylim(-0.4, ends[1] + 0.6)
 
 
 def samples(problem: Problem, *, on: Canvas | None = None) -> Canvas:

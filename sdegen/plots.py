@@ -131,10 +131,10 @@ def lines(panels: Sequence[Panel], *, size: tuple[float, float] = (11, 3.8), on:
             good = np.isfinite(x) & np.isfinite(y)
             if not thin and good.any():
                 ends[label] = (x[good][-1], y[good][-1], look.color)
-        for axis, ticks in zip((axes.xaxis, axes.yaxis), panel.ticks, strict=True):
-            _ticks(axis, ticks)
         if panel.ylim:
             axes.set_ylim(*panel.ylim)
+        for axis, ticks in zip((axes.xaxis, axes.yaxis), panel.ticks, strict=True):
+            _ticks(axis, ticks)
         axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
         if panel.labels == "end":
             _name_ends(axes, ends, panel.log)
@@ -346,7 +346,7 @@ def _scales(axes: Axes, log: str) -> None:
 def _ticks(axis: Axis, places: Sequence[float] = ()) -> None:
     """Label these places of a logarithmic axis, as far as they are in view; where none are given, 1-2-5 or decades."""
     low, high = sorted(axis.get_view_interval())
-    if not places and axis.get_scale() == "log" and high < 40 * low:
+    if not places and axis.get_scale() == "log" and high < 100 * low:
         places = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
     if seen := [place for place in places if low <= place <= high]:
         axis.set_major_locator(FixedLocator(seen))
