@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     chosen = parser.read(words)
 
-    from sdegen.comparison.distances import transport_library
-    from sdegen.comparison.sweep import check_folder, possible, rank
+    from sdegen.comparison.sweep import SETTINGS, check_folder, possible, rank
     from sdegen.comparison.truth import Truths
 
     settings, out = _settings(chosen), Path(chosen.out)
@@ -73,9 +72,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         raise UsageError("overwrite: not with several processes; remove the folder")
     if not chosen.overwrite:
         check_folder(out, settings)
-    elif out.exists() and not (out / "comparison.json").exists():
+    elif out.exists() and not (out / SETTINGS).exists():
         raise UsageError(f"out: {out} exists and holds no comparison")
-    if any(target.truth for target in targets) and settings.cloud and settings.transport and not transport_library():
+    if any(target.truth for target in targets) and settings.cloud and settings.transport and not find_spec("ot"):
         print("w2 is left out: it needs POT, pip install 'sdegen[metrics]'", flush=True)
     workers = 1 if of > 1 else chosen.workers or max(1, min(_cores() // chosen.threads, len(cells) // 25, 16))
     return lambda: _compare(settings, out, workers, chosen, len(cells), first=number == 0)
@@ -111,14 +110,11 @@ def _cores() -> int:
 def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: int, *, first: bool) -> None:
     from tqdm.auto import tqdm
 
-    from sdegen.comparison import sweep
+    from sdegen.comparison.sweep import forget, sweep
     from sdegen.train.interrupt import stoppable
 
     if chosen.overwrite:
-        for name in ("journal", "references"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("results.h5", "results.csv", "comparison.json"):
-            (out / name).unlink(missing_ok=True)
+        forget(out, settings)
     shape = "{percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left{postfix}"
     with stoppable() as stop, tqdm(total=1.0, bar_format=shape, disable=None if first else True) as bar:
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from sdegen.results import Result
 from sdegen.train.interrupt import cpu_threads
 from solvers import resolve
 
-__all__ = ["RESULTS", "check_folder", "compare", "rank", "sweep"]
+__all__ = ["RESULTS", "check_folder", "compare", "forget", "possible", "rank", "sweep"]
 
 RESULTS, TABLE, SETTINGS = "results.h5", "results.csv", "comparison.json"
 WRITTEN_EVERY = 30.0  # seconds between two writings of results.h5 while the sweep goes on
@@ -184,6 +185,24 @@ def check_folder(folder: Path | str, settings: Comparison) -> None:
             raise DamagedFile(
                 f"{error}; the cells are safe in {folder / 'journal'}: remove that file, and go on"
             ) from None
+
+
+def forget(folder: Path | str, settings: Comparison) -> None:
+    """Remove a comparison, and make the folder ready for another.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not (folder / SETTINGS).exists():
+        raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
+    for name in ("journal", "references"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (RESULTS, TABLE):
+        (folder / name).unlink(missing_ok=True)
+    write_bytes(folder / SETTINGS, json.dumps(_common(settings), indent=2) + "\n")
 
 
 def _common(settings: Comparison) -> dict[str, Any]:
