@@ -40,8 +40,8 @@ $(RENDERED)/%.html: notebooks/%.py $(KERNEL) $(shell find sdegen solvers -name '
 	@echo "$< ..."
 	@mkdir -p $(RENDERED)
 	@$(BIN)/jupytext --quiet --to ipynb --output $(RENDERED)/$*.ipynb $<
-	@$(BIN)/jupyter-nbconvert --log-level ERROR --KernelManager.transport=ipc --execute --to notebook --inplace \
-		$(RENDERED)/$*.ipynb
+	@$(BIN)/jupyter-nbconvert --log-level ERROR --ExecutePreprocessor.startup_timeout=300 \
+		--ExecutePreprocessor.extra_arguments=--log-level=ERROR --execute --to notebook --inplace $(RENDERED)/$*.ipynb
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --TagRemovePreprocessor.enabled=True \
 		--TagRemovePreprocessor.remove_input_tags=hide-input --to html $(RENDERED)/$*.ipynb
 
