@@ -258,3 +258,11 @@ def test_what_else_is_known_of_a_model_goes_with_it(sweep, tmp_path, parsed):
     assert main(["report", str(folder), str(run)]) == 0
     text = words(parsed(folder / "report.html"))
     assert "VP-SDEvariational bound, upper bound≤ 4.000" in text  # cells have no spaces between them
+
+
+def test_a_cell_that_was_not_measured_is_a_dash(sweep):
+    """What a cheaper budget reaches is not shown again where a dearer one is missing."""
+    (problem,) = merge([source(sweep(cells()[:4]))]).problems  # heun with all budgets, rk4 with five calls
+    figure = comparison_figures.shades(problem)
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert sorted(shown[:6]) == sorted(["0.20", "0.050", "0.013", "0.050", "–", "–"])
