@@ -118,7 +118,7 @@ def costs(
                 title, xlabel, MEASURES[measure], log="xy", look=_looked(rows, look),
                 front=Series([row.cost(cost) for row in best], [row[measure].value for row in best]),
                 floor=(1e-12, floor, "exact samples") if floor > 0 else None,
-                ticks=(problem.budgets if cost == "nfe" else (), ()), ylim=_limits(rows, measure, floor, all_of_them=few),
+                ticks=(problem.budgets if cost == "nfe" else (), ()), ylim=_limits(rows, measure, floor, whole=few),
             )
         )  # fmt: skip
     return plots.lines(drawn[panels], size=(11, 4.3), on=on)
@@ -140,16 +140,14 @@ def _looked(rows: Sequence[Row], look: Mapping[str, Look]) -> dict[str, Look]:
     return {**{f"_{row.label}": REST for row in rows}, **look}
 
 
-def _limits(
-    rows: Sequence[Row], measure: str, floor: float = -math.inf, *, all_of_them: bool = False
-) -> tuple[float, float]:
+def _limits(rows: Sequence[Row], measure: str, floor: float = -math.inf, *, whole: bool = False) -> tuple[float, float]:
     """The part of the axis where solvers are: a few that run away do not press the others into a line."""
     worst: dict[str, float] = {}
     for row in rows:
         worst[row.label] = max(row[measure].value, worst.get(row.label, 0.0))
     low = min(row[measure].value for row in rows if row[measure].value > 0)
     high = max(worst.values())
-    if not all_of_them:
+    if not whole:
         high = min(high, 5 * float(np.median(list(worst.values()))))
     return (min(low, floor) if floor > 0 else low) / 1.6, max(high, floor, low) * 1.6
 
