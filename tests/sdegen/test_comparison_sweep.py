@@ -124,16 +124,20 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_been(undisturbed, tm
     assert_same(undisturbed, tmp_path / "a")
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(undisturbed, tmp_path):
-    process = start(tmp_path / "a", "--workers", "1")
-    wait_for(tmp_path / "a", 1, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    if process.returncode:  # else it was faster than the signal
-        assert process.returncode == 130
-        assert "the same command goes on" in err
-        assert len(err.strip().splitlines()) == 1
-        assert len(results.read(tmp_path / "a" / "results.h5", "comparison")["solver"]) == len(lines(tmp_path / "a"))
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(undisturbed, tmp_path, capsys):
+    def press():
+        while not (tmp_path / "a" / "journal").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    assert main([*WORDS, "--out", str(tmp_path / "a")]) == 130
+    out, err = capsys.readouterr()
+    assert "gaussian on vp-linear" in out
+    assert "the same command goes on" in err.splitlines()[-1]
+    done = len(lines(tmp_path / "a"))
+    assert 0 < done < CELLS
+    assert len(results.read(tmp_path / "a" / "results.h5", "comparison")["solver"]) == done
     sweep(SETTINGS, tmp_path / "a")
     assert len(lines(tmp_path / "a")) == CELLS
     assert_same(undisturbed, tmp_path / "a")
