@@ -176,9 +176,8 @@ def figure(found: Result) -> Figure:
                 axes.set_xlabel("eta   (0: ODE, 1: reverse SDE)")
             if i == 0:
                 axes.set_ylabel("sliced Wasserstein distance")
-    first = panels[0, 0]
-    first.text(0.0, float(found["floor_high"][0, 0].mean()), "exact samples", color=GREY, size=8, va="bottom")
-    first.legend(title="calls", ncols=len(found["nfe"]), loc="upper left", handlelength=1.4, columnspacing=0.9)
+    panels[0, -1].text(0.0, float(found["floor_high"].mean()), "exact samples", color=GREY, size=8, va="top")
+    panels[0, 0].legend(title="calls", ncols=len(found["nfe"]), loc="upper left", handlelength=1.4, columnspacing=0.9)
     return drawn
 
 
