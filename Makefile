@@ -36,14 +36,13 @@ $(KERNEL): $(READY)
 		--editable '.[notebooks]'
 	@touch $(KERNEL)
 
-$(RENDERED)/%.html: notebooks/%.py $(KERNEL) $(shell find sdegen solvers -name '*.py')
+$(RENDERED)/%.html: notebooks/%.py $(KERNEL) $(wildcard notebooks/page/*) $(shell find sdegen solvers -name '*.py')
 	@echo "$< ..."
 	@mkdir -p $(RENDERED)
 	@$(BIN)/jupytext --quiet --to ipynb --output $(RENDERED)/$*.ipynb $<
 	@$(BIN)/jupyter-nbconvert --log-level ERROR --ExecutePreprocessor.startup_timeout=300 \
 		--ExecutePreprocessor.extra_arguments=--log-level=ERROR --execute --to notebook --inplace $(RENDERED)/$*.ipynb
-	@$(BIN)/jupyter-nbconvert --log-level ERROR --TagRemovePreprocessor.enabled=True \
-		--TagRemovePreprocessor.remove_input_tags=hide-input --to html $(RENDERED)/$*.ipynb
+	@$(BIN)/jupyter-nbconvert --config notebooks/page/config.py --to html $(RENDERED)/$*.ipynb
 
 test: $(READY) ## all tests and doctests
 	@$(BIN)/python -m pytest -n auto

@@ -16,7 +16,7 @@
 # You need to know what a Gaussian is, what an expectation is, and how a network is trained. Nothing is claimed that is
 # not checked on the spot: where the text says that two things are equal, an `assert` below it stops if they are not.
 
-# %%
+# %% tags=["hide-input", "setup"]
 import math
 import os
 from itertools import pairwise
@@ -80,7 +80,7 @@ plots.gallery(
 # Squeeze the 64 pixels through two numbers $z$, and ask for the image back. What survives must be what the pixels
 # agree on.
 #
-# $$ x \;\xrightarrow{\ \text{encoder}\ }\; z \in \mathbb R^2 \;\xrightarrow{\ \text{decoder}\ }\; \hat x,
+# $$ x \;\longrightarrow\; z=\text{encoder}(x)\in\mathbb R^2 \;\longrightarrow\; \hat x=\text{decoder}(z),
 #    \qquad \text{minimise } |x-\hat x|^2 $$
 
 
@@ -627,7 +627,7 @@ plots.gallery(
 #
 # $$ \text{latent} \;=\;
 #    \tfrac12\sum_{\text{steps}} \left(\mathrm{SNR}_s-\mathrm{SNR}_t\right)\mathrm{mmse}(\mathrm{SNR}_t)
-#    \;\;\xrightarrow{\ T\to\infty\ }\;\; \tfrac12\int \mathrm{mmse}\; d\,\mathrm{SNR}
+#    \;\;\longrightarrow\;\; \tfrac12\int \mathrm{mmse}\; d\,\mathrm{SNR}
 #    \;=\; \tfrac12\int \mathbb E|\epsilon-\hat\epsilon|^2\; d\,\mathrm{logsnr}. $$
 #
 # The sum is a staircase over a falling curve: it lies **above** the curve, each finer staircase is **lower**, and the

@@ -16,7 +16,7 @@
 # everything can be drawn. [Notebook 1](01_from_autoencoder_to_sde.ipynb) says where the field comes from; the pair
 # $(\hat x_0, \hat\epsilon)$ is the guess of datum and noise in $z_t=\alpha_t x+\sigma_t\epsilon$.
 
-# %%
+# %% tags=["hide-input", "setup"]
 import os
 from itertools import pairwise
 

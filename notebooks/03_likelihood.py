@@ -15,7 +15,7 @@
 # So we compute it where **the truth is known**: mixtures of Gaussians, whose density is a formula. The network is
 # replaced by the exact denoiser, and whatever is off is the estimator's fault.
 
-# %%
+# %% tags=["hide-input", "setup"]
 import math
 import os
 

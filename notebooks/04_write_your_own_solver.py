@@ -13,7 +13,7 @@
 # **certificate** that says, line by line, whether they do what the formulas promise. Then we break the solver on
 # purpose, in seven ways that look fine in pictures, and see what the certificate says.
 
-# %%
+# %% tags=["hide-input", "setup"]
 import inspect
 import os
 import textwrap

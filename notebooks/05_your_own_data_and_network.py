@@ -13,7 +13,7 @@
 # `nn.Module` that has never heard of diffusion, and then everything else that the library does: training, samples of a
 # class that you ask for, likelihoods, and a file from which it all comes back.
 
-# %%
+# %% tags=["hide-input", "setup"]
 import os
 import tempfile
 from pathlib import Path
