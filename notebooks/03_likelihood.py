@@ -482,4 +482,4 @@ likelihood_plots.denoising(profile.to_result())
 #   ends too cleanly, a tolerance that was never checked.
 # - Bound and ODE agree if, and only if, the network has learnt a score.
 #
-# On your own model: `sdegen likelihood RUN --methods bound "bound(T=100)" ode`, and `sdegen audit RUN`.
+# On your own model: `sdegen likelihood RUN --methods "bound,bound(T=100),ode"`, and `sdegen audit RUN`.

@@ -319,5 +319,5 @@ plots.dots(
 # ```
 # sdegen verify mypackage.solvers:StraightLine        # the certificate
 # sdegen sample runs/digits --solver mypackage.solvers:StraightLine --nfe 20
-# sdegen compare --solvers mypackage.solvers:StraightLine dpmpp_2m unipc_2
+# sdegen compare mixture16 --solvers mypackage.solvers:StraightLine,dpmpp_2m,unipc_2
 # ```

@@ -250,9 +250,15 @@ print(f"{sum(p.numel() for p in again.parameters()):,} parameters in {run.path.n
 print((run.path / "metrics.csv").read_text().splitlines()[0])
 
 # %% [markdown]
-# (`fit(..., run=run, resume=True)` goes on from there, or from the last half minute after a crash. With a network that
-# the library knows, the command line does all of this notebook: `sdegen train runs/outlines --data outlines.h5
-# --data.key points --data.labels lobes --train.conditional true`, then `sdegen sample` and `sdegen likelihood`.)
+# `fit(..., run=run, resume=True)` goes on from there, or from the last half minute after a crash. With a network that
+# the library knows, the command line does all of this:
+#
+# ```
+# sdegen train runs/outlines --data outlines.h5 --data.key points --data.labels lobes --network mlp \
+#     --train.conditional true
+# sdegen sample runs/outlines --n 64 --solver dpmpp_2m --nfe 20
+# sdegen likelihood runs/outlines
+# ```
 #
 # ## 6 · Images
 #
