@@ -58,5 +58,5 @@ picture: $(READY) ## the README's picture, drawn from the demo's run
 
 check: lint types test ## lint, types and tests
 
-clean: ## remove the environment and the runs
-	rm -rf $(VENV) runs
+clean: ## remove the environment, the runs and the rendered notebooks
+	rm -rf $(VENV) runs notebooks/rendered notebooks/fast
