@@ -118,11 +118,12 @@ def bound(
         draws, repeats, target_se, max_nfe = 1, 1, None, None
     if target_se is not None:
         repeats = max(repeats, 2)
-    if max_nfe is not None and max_nfe < (least := repeats * (1 + _asks(model))):
+    least = repeats * (1 + _asks(model))
+    if max_nfe is not None and max_nfe < least:
         raise ValueError(f"{repeats} rounds take at least {least} network calls per datum, not max_nfe={max_nfe}")
 
     with evaluating(model):
-        planned = draws * repeats if max_nfe is None else min(draws * repeats, max_nfe)
+        planned = draws * repeats if max_nfe is None else min(draws * repeats, max_nfe - least)
         variate = variate_for(control, model, data, cond, planned, seed, batch)
         spent = (model.evaluations - before) / len(data)
         draws, looks, most = _effort(model, variate, draws, repeats, None if max_nfe is None else max_nfe - spent)
@@ -186,15 +187,19 @@ def _effort(
     model: LatentVariableModel, variate: ControlVariate | None, draws: int, repeats: int, budget: float | None
 ) -> tuple[int, int, int | None]:
     """Noise levels and looks at z_0 of a datum in a round, and the most rounds that the budget of calls allows."""
-    asks = _asks(model)
-    room = draws * (1 + asks) if budget is None else max(int(budget / repeats), 1 + asks)  # calls of a round
-    draws = min(draws, room - asks)
-    if not asks:
-        return draws, draws, None if budget is None else max(repeats, int(budget / draws))
-    worth = LOOKS if variate is None else variate.looks
-    looks = min(max(round(draws * worth), 1), draws, (room - 1) // asks)
-    draws = min(draws, room - looks * asks)
-    return draws, looks, None if budget is None else max(repeats, int(budget / (draws + looks * asks)))
+    asks, worth = _asks(model), LOOKS if variate is None else variate.looks
+
+    def looks(draws: int) -> int:
+        return min(max(round(draws * worth), 1), draws) if asks else draws
+
+    def cost(draws: int) -> int:
+        return draws + looks(draws) * asks
+
+    if budget is None:
+        return draws, looks(draws), None
+    rounds = max(repeats, math.ceil(budget / cost(draws)))
+    draws = max((d for d in range(1, draws + 1) if rounds * cost(d) <= budget), default=1)
+    return draws, looks(draws), rounds
 
 
 def _wanted(done: int, ratio: float, strata: int, most: int | None) -> int:
