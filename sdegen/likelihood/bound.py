@@ -175,9 +175,6 @@ def bound(
     )
 
 
-_variate = variate_for
-
-
 def _asks(model: LatentVariableModel) -> int:
     """Network calls of one look at z_0, beside those at the noise levels."""
     return model.decoder.calls if isinstance(model, GaussianDiffusion) and model.decoder.drawn else 0
