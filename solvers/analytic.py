@@ -70,6 +70,7 @@ class AnalyticDPM(Solver[None]):
     eta: float = 1.0
 
     order = 1
+    invariant = True
     nfe_per_step = 1
     stochastic = True
     reference = "Bao et al. 2022, arXiv:2201.06503"

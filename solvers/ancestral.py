@@ -90,6 +90,7 @@ class DDIM(Solver[None]):
     eta: float = 0.0
 
     order = 1
+    invariant = True
     nfe_per_step = 1
     reference = "Song, Meng, Ermon 2021, arXiv:2010.02502"
 
@@ -163,6 +164,7 @@ class Ancestral(Solver[None]):
     def __post_init__(self) -> None:
         if not 0 <= self.variance <= 1:
             raise ValueError(f"variance is in [0, 1] (0 beta-tilde, 1 beta), got {self.variance}")
+        self.declare(invariant=self.variance == 0)
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
@@ -238,6 +240,7 @@ class DPM2Ancestral(Solver[None]):
     eta: float = 1.0
 
     order = 2
+    invariant = True
     nfe_per_step = 2
     reference = "Crowson 2022, k-diffusion, sample_dpm_2_ancestral"
 
@@ -283,6 +286,7 @@ class DPMPP2SAncestral(Solver[None]):
     eta: float = 1.0
 
     order = 2
+    invariant = True
     nfe_per_step = 2
     reference = "Crowson 2022, k-diffusion, sample_dpmpp_2s_ancestral"
 

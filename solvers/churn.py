@@ -81,6 +81,8 @@ class Churn(Solver[tuple[int, Any]]):
         self.declare(
             order=self.solver.order,
             nfe_per_step=self.solver.nfe_per_step,
+            start_order=self.solver.start_order,
+            invariant=self.solver.invariant,
             stochastic=self.s_churn > 0,
             reference="Karras et al. 2022, arXiv:2206.00364, algorithm 2",
             grid=self.solver.grid,
@@ -184,6 +186,8 @@ class Restart(Solver[tuple[Plan, Any]]):
             order=self.solver.order,
             strong_order=float(self.solver.order),
             nfe_per_step=self.solver.nfe_per_step,
+            start_order=self.solver.start_order,
+            invariant=self.solver.invariant,
             stochastic=bool(self.intervals),
             reference="Xu et al. 2023, arXiv:2306.14878",
             grid=self.solver.grid,

@@ -45,6 +45,7 @@ class Warmup(Solver[tuple[int, Any, Any]]):
             order=min(self.solver.order, self.start.order + 1),
             nfe_per_step=self.solver.nfe_per_step,
             stochastic=self.start.stochastic or self.solver.stochastic,
+            invariant=self.start.invariant and self.solver.invariant,
             reference=self.solver.reference,
             grid=self.solver.grid,
         )
@@ -96,6 +97,8 @@ class FinalStep(Solver[tuple[float, Any]]):
             order=min(self.solver.order, self.last.order + 1),
             nfe_per_step=self.solver.nfe_per_step,
             stochastic=self.solver.stochastic or self.last.stochastic,
+            start_order=self.solver.start_order,
+            invariant=self.solver.invariant and self.last.invariant,
             reference=self.solver.reference,
             grid=self.solver.grid,
         )
@@ -134,7 +137,7 @@ class OnPath(Solver[tuple[Path, Any]]):
     grid: str = ""
 
     def __post_init__(self) -> None:
-        self.declare(**_facts(self.solver), grid=self.grid or self.solver.grid)
+        self.declare(**_facts(self.solver), grid=self.grid or self.solver.grid, invariant=True)
 
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> tuple[Path, Any]:
         here, there = problem.path, self.path.over(problem.path)
@@ -209,5 +212,5 @@ class InScaling(Solver[Any]):
 
 
 def _facts(solver: Solver[Any]) -> dict[str, Any]:
-    names = ("order", "nfe_per_step", "stochastic", "strong_order", "linear", "reference")
+    names = ("order", "nfe_per_step", "stochastic", "strong_order", "start_order", "linear", "reference")
     return {name: getattr(solver, name) for name in names}

@@ -64,6 +64,7 @@ class DEIStAB(ExponentialMultistep):
     r: int = 2
 
     form = "eps"
+    invariant = False
     reference = f"{_PAPER}, tAB"
 
     def __post_init__(self) -> None:

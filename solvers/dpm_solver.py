@@ -63,6 +63,7 @@ class DPMSolver1(Solver[None]):
 
     form: ClassVar[str] = "eps"
     order = 1
+    invariant = True
     nfe_per_step = 1
     grid = "sqrt_flow"
     reference = f"{_PAPER}, eq. 3.7"
@@ -96,6 +97,7 @@ class DPMSolver2S(Solver[None]):
 
     form: ClassVar[str] = "eps"
     order = 2
+    invariant = True
     nfe_per_step = 2
     grid = "vp_quadratic"
     reference = f"{_PAPER}, algorithm 1"
@@ -144,6 +146,7 @@ class DPMSolver3S(Solver[None]):
 
     form: ClassVar[str] = "eps"
     nfe_per_step = 3
+    invariant = True
     grid = "vp_quadratic"
     reference = f"{_PAPER}, algorithm 2"
 

@@ -224,6 +224,8 @@ class Multistep(Solver[History]):
 
     memory: ClassVar[int]
     nfe_per_step = 1
+    start_order = 2
+    invariant = True
 
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> History:
         return ()
@@ -300,6 +302,8 @@ class ExponentialMultistep(Solver[Memory]):
     memory: int
     form: str
     nfe_per_step = 1
+    start_order = 2
+    invariant = True
     grid = "sqrt_flow"
 
     def moments(self, h: Tensor, count: int) -> Tensor:

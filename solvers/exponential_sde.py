@@ -355,6 +355,7 @@ class DPMSolverPPSDE(Solver[None]):
     r: float = 0.5
 
     order = 2
+    invariant = True
     nfe_per_step = 2
     reference = "Crowson 2022, k-diffusion, sample_dpmpp_sde"
 

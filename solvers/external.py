@@ -247,6 +247,7 @@ class TorchSDE(Solver[None]):
         "srk": ("ito", 2, 1.5),
     }
     stochastic = True
+    invariant = True
     reference = "Li et al. 2020, arXiv:2001.01328 (torchsde)"
 
     def __post_init__(self) -> None:

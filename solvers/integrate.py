@@ -36,6 +36,10 @@ class Solver(ABC, Generic[S]):
         nfe_per_step: calls of ``predict`` in one step in the middle of a grid; 0 where the method decides.
         stochastic: whether steps draw noise.
         strong_order: declared order on one Brownian path, where ``stochastic``.
+        start_order: order that the first steps leave to the whole where they weigh; None: all of it. A method that
+            begins with Euler's step is formally of order 2, whatever ``order`` its own steps have and show.
+        invariant: whether a solve gives the same sample on every path with the same logsnr at the nodes of its grid
+            (VP, VE, flow), up to the factor alpha.
         linear: whether a step of it is linear in state, predictions and noises.
         reference: author, year, identifier.
         grid: name of the grid that ``solve`` takes when none is given, by what was measured for the family on several
@@ -46,6 +50,8 @@ class Solver(ABC, Generic[S]):
     nfe_per_step: int
     stochastic: bool = False
     strong_order: float = 1.0
+    start_order: int | None = None
+    invariant: bool = False
     linear: bool = True
     reference: str = ""
     grid: str = "logsnr"

@@ -133,6 +133,7 @@ class PredictorCorrector(Solver[Any]):
         if not 1 <= self.steps < 64:
             raise ValueError(f"there are 1 to 63 corrections at every level, got {self.steps}")
         self.declare(
+            invariant=self.predictor.invariant,
             order=min(self.predictor.order, self.corrector.order),
             nfe_per_step=self.predictor.nfe_per_step + self.steps,
             linear=self.predictor.linear and self.corrector.linear,
@@ -182,6 +183,7 @@ class AnnealedLangevin(Solver[None]):
     steps: int = 10
 
     order = 0
+    invariant = True
     stochastic = True
     reference = "Song, Ermon 2019, arXiv:1907.05600, algorithm 1"
 

@@ -79,6 +79,7 @@ class AdamsBashforth(Solver[Slopes]):
     p: int = 3
 
     nfe_per_step = 1
+    start_order = 2
     grid = "vp_quadratic"
     reference = "Bashforth, Adams 1883; Hairer, Noersett, Wanner 1993, section III.5"
 

@@ -101,6 +101,7 @@ class SASolver(Solver[Memory]):
     simple: bool = False
 
     nfe_per_step = 1
+    invariant = True
     reference = "Xue et al. 2023, arXiv:2309.05019"
 
     def __post_init__(self) -> None:
@@ -110,7 +111,8 @@ class SASolver(Solver[Memory]):
         if not callable(self.tau):
             check_eta(self.tau)
         noisy = callable(self.tau) or self.tau > 0
-        self.declare(order=min(order, 2) if noisy else order, stochastic=noisy)
+        order = min(order, 2) if noisy else order
+        self.declare(order=order, stochastic=noisy, start_order=3 if self.c > 1 else 2)
 
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Memory:
         return Memory((), None)

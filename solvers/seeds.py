@@ -68,6 +68,7 @@ class _Staged(Solver[None]):
 
     form: str
     eta: float
+    invariant = True
     reference = "Gonzalez et al. 2023, arXiv:2305.14267"
 
     def __post_init__(self) -> None:

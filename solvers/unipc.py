@@ -99,6 +99,8 @@ class UniPC(UniP):
     Reference: Zhao et al. 2023, arXiv:2302.04867, section 3, UniC-p and UniP-p.
     """
 
+    start_order = 3
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.declare(order=self.p + 1, memory=self.p + 1)
@@ -178,6 +180,7 @@ class UniC(Solver[Corrected]):
     form: str = "x0"
     variant: str = "bh2"
 
+    start_order = 3
     grid = "sqrt_flow"
 
     def __post_init__(self) -> None:
@@ -186,6 +189,7 @@ class UniC(Solver[Corrected]):
         self.declare(
             order=min(self.predictor.order, self._rule.p) + 1,
             nfe_per_step=self.predictor.nfe_per_step,
+            invariant=self.predictor.invariant,
             reference=_PAPER,
             grid=self.predictor.grid,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdegen.oracles import MixtureOracle
 from sdegen.paths import VE, VP, Flow, GaussianPath, LinearLogSNR
-from solvers import DiffusionProblem
+from solvers import DiffusionProblem, certify
 from solvers.certify import exact, starts
 
 HALF = math.exp(4.0)
@@ -34,8 +34,8 @@ def mixture() -> MixtureOracle:
 
 
 @pytest.fixture(scope="session")
-def problems(mixture: MixtureOracle) -> dict[str, DiffusionProblem]:
-    return {name: mixture.problem(path) for name, path in PATHS.items()}
+def problems() -> dict[str, DiffusionProblem]:
+    return {name: certify.mixture(path) for name, path in PATHS.items()}
 
 
 @pytest.fixture(scope="session")

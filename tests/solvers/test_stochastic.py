@@ -376,7 +376,7 @@ def test_sra1_has_strong_order_one_and_a_half(problems: Problems) -> None:
     """On a nonlinear problem, with Heun's method, of strong order 1, beside it."""
     problem = problems["vp"]
     x = starts(problem, 16)
-    coarse = {"steps": (10, 20, 40), "finest": 320}
+    coarse = {"steps": (10, 20, 40)}
     sra1 = strong_order(OnPath(SRA1(), VP_LAM), problem, x, logsnr, **coarse)
     heun = strong_order(OnPath(StochasticHeun(), VP_LAM), problem, x, logsnr, **coarse)
     assert heun.slope < 1.5 < 1.7 < sra1.slope
