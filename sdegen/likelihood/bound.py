@@ -22,7 +22,7 @@ and R rounds that is N K (R - 1) degrees of freedom: two rounds suffice, for one
 is read off the same draws that are averaged: the bias of that is a small part of the error, and a target is not trusted
 before there are 32 degrees of freedom.
 
-**Noise is keyed**: the numbers of a draw are a function of (seed, number of the datum, number of the draw). A value
+**Noise is keyed**: the numbers of a draw are a function of (seed, number of the datum, number of the round). A value
 does not depend on the batch, nor on the data beside it other than by the control variate, which is learned from all
 that are given; hand in a finished :func:`sdegen.likelihood.pilot`, and shards of a data set give what the whole gives.
 
@@ -261,7 +261,7 @@ def _latents(model: LatentVariableModel, draws: int, seed: int) -> Draw:
 
 
 class _Keyed:
-    """Normals that are a function of (seed, number of the datum, number of the draw); every call is another stream.
+    """Normals that are a function of (seed, number of the datum, number of the round); every call is another stream.
 
     Args:
         seed: of all.
@@ -272,15 +272,13 @@ class _Keyed:
     """
 
     def __init__(self, seed: int, numbers: Sequence[int], number: int, draws: int, stream: int = BOUND) -> None:
-        self.seed, self.stream = seed, stream
-        self.keys = [(k << 32) + n for n in numbers for k in range(number * draws, (number + 1) * draws)]
+        self.seed, self.draws, self.stream = seed, draws, stream
+        self.keys = [(number << 32) + n for n in numbers]
 
     def __call__(self, like: Tensor) -> Tensor:
-        found = standard_normal(
-            like.shape, self.seed, samples=self.keys, stream=self.stream, dtype=like.dtype, device=like.device
-        )
+        shape, kind = (len(self.keys), self.draws, *like.shape[1:]), {"dtype": like.dtype, "device": like.device}
         self.stream += 1
-        return found
+        return standard_normal(shape, self.seed, samples=self.keys, stream=self.stream - 1, **kind).flatten(0, 1)
 
 
 def _strata(normal: _Keyed, rows: Tensor, draws: int) -> Tensor:
