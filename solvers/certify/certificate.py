@@ -315,15 +315,17 @@ class _Examination:
         return checked(f"strong order {declared:g} on one Brownian path", look)
 
     def _tolerance(self) -> Iterator[Check]:
-        for name, problem in self.problems.items():
-            x, answer = starts(problem, self.batch, self.event), self._answer(name)
+        names = list(self.problems)
+        for seen_on in [names] if self.free else [[name] for name in names]:
+            problem, answer = self.problems[seen_on[0]], self._answer(seen_on[0])
+            x = starts(problem, self.batch, self.event)
 
             def look(problem: DiffusionProblem = problem, x: Tensor = x, answer: Tensor = answer) -> tuple[bool, str]:
                 errors = tolerance_proportional(self.solver, problem, x, answer=answer)
                 seen = ", ".join(f"{error:.1e} at {tol:.0e}" for tol, error in errors.items())
                 return all(error < 100 * tol for tol, error in errors.items()), seen
 
-            yield checked(f"error follows the tolerance on {name}", look)
+            yield checked(f"error follows the tolerance, {'/'.join(seen_on)}", look)
 
     # --- In words ----------------------------------------------------------------------------------------------------
 

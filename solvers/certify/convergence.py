@@ -210,7 +210,7 @@ def tolerance_proportional(
     problem: DiffusionProblem,
     x: Tensor,
     *,
-    tols: Sequence[float] = (1e-3, 1e-5, 1e-7),
+    tols: Sequence[float] = (1e-2, 1e-4, 1e-6),
     answer: Tensor | None = None,
 ) -> dict[float, float]:
     """Error of a method with its own step control at each tolerance, {tol: root-mean-square error}."""
