@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["commit", "now", "provenance", "versions"]
+__all__ = ["commit", "cpus", "now", "provenance", "versions"]
 
 PACKAGES = ("sdegen", "torch", "numpy", "scipy", "h5py", "safetensors", "scikit-learn", "torchdiffeq", "torchsde")
 
@@ -48,6 +48,12 @@ def commit() -> str | None:
         return None
 
 
+def cpus() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def provenance() -> dict[str, Any]:
     """Everything about this process that a reader of its results may ask for.
 
@@ -58,6 +64,4 @@ def provenance() -> dict[str, Any]:
     found: dict[str, Any] = {"created": now(), "command": shlex.join(sys.argv)}
     if (made_by := commit()) is not None:
         found["commit"] = made_by
-    affinity = getattr(os, "sched_getaffinity", None)
-    cpus = len(affinity(0)) if affinity else os.cpu_count()
-    return found | {"versions": versions(), "platform": platform.platform(), "cpus": cpus}
+    return found | {"versions": versions(), "platform": platform.platform(), "cpus": cpus()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from sdegen.parsing import Parser, UsageError
+from sdegen.provenance import cpus
 
 EXAMPLES = """\
   sdegen compare mixture16 --nfe 5,10,20,50,100           every solver with fixed steps; minutes
@@ -76,7 +76,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         raise UsageError(f"out: {out} exists and holds no comparison")
     if any(target.truth for target in targets) and settings.cloud and settings.transport and not find_spec("ot"):
         print("w2 is left out: it needs POT, pip install 'sdegen[metrics]'", flush=True)
-    workers = 1 if of > 1 else chosen.workers or max(1, min(_cores() // chosen.threads, len(cells) // 25, 16))
+    workers = 1 if of > 1 else chosen.workers or max(1, min(cpus() // chosen.threads, len(cells) // 25, 16))
     return lambda: _compare(settings, out, workers, chosen, len(cells), first=number == 0)
 
 
@@ -89,7 +89,7 @@ def _settings(chosen: Namespace) -> Any:
     budgets = chosen.nfe or (() if chosen.tol else Comparison.budgets)
     tols = chosen.tol or (() if chosen.nfe else Comparison.tols)
     model = MODEL if any(target not in ORACLES for target in targets) else {}
-    sizes = {
+    sizes: dict[str, Any] = {
         name: chosen[name] or model.get(name, getattr(Comparison, name)) for name in ("samples", "reference_steps")
     }
     return Comparison(
@@ -100,11 +100,6 @@ def _settings(chosen: Namespace) -> Any:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: int, *, first: bool) -> None:

@@ -82,7 +82,7 @@ class Cloud:
         return found
 
     def _compared(self, y: Tensor) -> dict[str, float]:
-        found = dict.fromkeys(DISTANCES, math.nan)
+        found: dict[str, float] = dict.fromkeys(DISTANCES, math.nan)
         found["sliced_w2"] = sliced_wasserstein(y, self.exact)
         if self.transport:
             found["w2"] = wasserstein(y[: self.transport], self.exact[: self.transport])
@@ -92,7 +92,7 @@ class Cloud:
         log_prob = self.truth.log_prob_t(states, self.path, self.t)
         found["log_density"] = float(log_prob.mean()) + y.shape[1] * math.log(self.alpha)
         if isinstance(self.truth, MixtureOracle):
-            found |= self._moments(self.truth, y, states)
+            found.update(self._moments(self.truth, y, states))
         return found
 
     def _energy(self, y: Tensor) -> float:

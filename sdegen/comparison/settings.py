@@ -40,11 +40,12 @@ def chosen(words: tuple[str, ...]) -> list[str]:
             found = [name for name in SOLVERS if fnmatchcase(name, word)]
             if not found:
                 raise ValueError(f"no solver is called like {word!r}; `sdegen solvers` lists them")
-        elif ":" in word or word in SOLVERS:
-            resolve(word)
-            found = [word]
         else:
-            find(word, {**SOLVERS, **FAMILIES}, "solver")
+            if ":" in word:
+                resolve(word)
+            else:
+                find(word, {**SOLVERS, **FAMILIES}, "solver")
+            found = [word]
         names += found
     return list(dict.fromkeys(names))
 

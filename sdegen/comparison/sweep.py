@@ -106,14 +106,14 @@ def sweep(
     folder = Path(folder)
     first, of = rank()
     check_folder(folder, settings)
-    cells = possible(settings)
+    cells, truths = possible(settings), Truths(settings, folder=folder / "references")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / SETTINGS).exists():
         write_bytes(folder / SETTINGS, json.dumps(_common(settings), indent=2) + "\n")
     if first == 0:
         tidy(folder)
     with cpu_threads(threads), _helpers(settings, folder, workers, threads, stop):
-        team = _Team(settings, folder, first, max(of, workers), stop, progress)
+        team = _Team(truths, folder, first, max(of, workers), stop, progress)
         if first == 0:
             team.every = WRITTEN_EVERY
         team.work(cells)
@@ -226,7 +226,7 @@ class _Team:
     """One of the processes that share a sweep.
 
     Args:
-        settings: what to measure.
+        truths: of the comparison.
         folder: where.
         number: of this process.
         of: so many.
@@ -237,11 +237,10 @@ class _Team:
     every = 0.0  # seconds between two writings of the table; 0 for the processes that do not write it
 
     def __init__(
-        self, settings: Comparison, folder: Path, number: int, of: int, stop: Any, progress: Progress = _silent
+        self, truths: Truths, folder: Path, number: int, of: int, stop: Any, progress: Progress = _silent
     ) -> None:
-        self.settings, self.folder, self.number, self.of = settings, folder, number, of
+        self.truths, self.folder, self.number, self.of = truths, folder, number, of
         self.stop, self.progress = stop, progress
-        self.truths = Truths(settings, folder=folder / "references")
         self.journal = Journal(folder / "journal")
         self.journal.refresh()
 
@@ -305,7 +304,7 @@ class _Team:
         if not rows:
             return
         made = provenance()
-        for name, found in tables(self.settings, rows, self.truths).items():
+        for name, found in tables(self.truths.settings, rows, self.truths).items():
             results.write(self.folder / RESULTS, name, Result(found.arrays, {**found.attributes, **made}))
         plain = [{name: row.get(name, column.empty) for name, column in COLUMNS.items()} for row in rows]
         results.write_csv(self.folder / TABLE, plain)
@@ -342,5 +341,5 @@ def _help(settings: Comparison, folder: Path, number: int, of: int, threads: int
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody: the first process decides
     with cpu_threads(threads):
-        team = _Team(settings, folder, number, of, halt)
+        team = _Team(Truths(settings, folder=folder / "references"), folder, number, of, halt)
         team.work(possible(settings))

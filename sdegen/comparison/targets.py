@@ -75,6 +75,8 @@ class Target:
     def path(self, name: str) -> Path:
         """A path by its name; "own" is the model's, or "vp-linear" for an oracle.
 
+        The names of curves ("vp", "sub-vp", "ve", "flow") are for a model its own clock on that curve.
+
         Raises:
             ValueError: an unknown name, or no noise level in common.
         """
@@ -84,7 +86,7 @@ class Target:
             return self.own
         if name in CURVES and isinstance(self.own, GaussianPath):
             return self.own.on(name)
-        other = find(name, {**PATHS, **(CURVES if isinstance(self.own, GaussianPath) else {})}, "path")()
+        other = find(name, PATHS, "path")()
         ends = self.own.logsnr(torch.tensor([self.own.t_min, self.own.t_max], dtype=torch.float64))
         low, high = (float(t) for t in other.time(ends))
         return replace(other, t_min=max(low, other.t_min), t_max=min(high, other.t_max))
@@ -119,7 +121,8 @@ def find_target(name: str, known: Mapping[str, Any] | None = None, device: str =
         run = Run.open(name)
         _, model = run.load(device=device, data=False)
         return as_target(name, model, sha256(run / WEIGHTS), device)
-    return find(name, {**ORACLES, **(known or {})}, "target")
+    everything: dict[str, Any] = {**ORACLES, **(known or {})}
+    return find(name, everything, "target")
 
 
 def as_target(name: str, thing: Any, mark: str, device: str = "cpu") -> Target:
@@ -138,7 +141,8 @@ def as_target(name: str, thing: Any, mark: str, device: str = "cpu") -> Target:
     if isinstance(thing, Denoiser):
         thing = VPSDE(thing)
     if isinstance(thing, GaussianDiffusion):
-        return _of_model(name, thing.to(device).eval(), mark)
+        moved = thing.training or thing.device != torch.device(device)  # what is somebody's stays as it is
+        return _of_model(name, copy.deepcopy(thing).to(device).eval() if moved else thing, mark)
     if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[0], DiffusionProblem):
         return _of_problem(name, *thing, mark)
     kind = type(thing).__name__
@@ -175,7 +179,8 @@ def _of_model(name: str, model: Any, mark: str) -> Target:
     twice: list[Any] = []  # the float64 copy, when it is asked for
 
     def exact(path: Path) -> DiffusionProblem:
-        twice or twice.append(copy.deepcopy(model).double())
+        if not twice:
+            twice.append(copy.deepcopy(model).double())
         return _seen(twice[0].problem(), path)
 
     def spread(path: Path) -> float:

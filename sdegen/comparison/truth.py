@@ -68,9 +68,8 @@ def noise_of(solver: Solver[Any]) -> float | None:
         return 0.0
     while isinstance(solver, (OnPath, InScaling, Warmup, FinalStep)):
         solver = solver.solver
-    eta = getattr(solver, "eta", getattr(solver, "tau", None))
-    followed = solver.strong_order > 0 and isinstance(eta, (int, float))
-    return float(eta) if followed else None
+    eta: Any = getattr(solver, "eta", getattr(solver, "tau", None))
+    return float(eta) if solver.strong_order > 0 and isinstance(eta, (int, float)) else None
 
 
 def equation(solver: Solver[Any]) -> str:
