@@ -51,6 +51,7 @@ from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
 from solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector, SNRLangevin
 from solvers.multistep import AdamsBashforth, GradientEstimation
+from solvers.names import resolve
 from solvers.noise import BrownianMotion, Noise, standard_normal
 from solvers.optimize import OptimizedGrid, optimize_grid
 from solvers.picard import Parallel, picard
@@ -61,7 +62,7 @@ from solvers.runge_kutta import RK4, BogackiShampine, DormandPrince, Euler, Heun
 from solvers.sa_solver import SASolver, Window
 from solvers.sde import SRA1, EulerMaruyama, StochasticHeun
 from solvers.seeds import SEEDS1, SEEDS2, SEEDS3
-from solvers.solve import prior, resolve, solve
+from solvers.solve import prior, solve
 from solvers.tables import Moments, Table
 from solvers.trace import trace
 from solvers.unipc import UniC, UniP, UniPC

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from solvers.integrate import Solver, Trajectory, integrate
+from solvers.names import resolve
 from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Predict, Prediction
-from solvers.solve import resolve
 
 __all__ = ["DenseOutput", "dense"]
 

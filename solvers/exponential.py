@@ -45,9 +45,9 @@ import torch
 from torch import Tensor
 
 from solvers.integrate import Solver
+from solvers.names import find
 from solvers.noise import Noise
 from solvers.problem import DiffusionProblem, Path, Prediction, mix
-from solvers.solve import find
 
 __all__ = [
     "FORMS",

@@ -35,9 +35,10 @@ from torch import Tensor
 
 from solvers.grids import GRIDS, Grid, through
 from solvers.integrate import Solver, integrate
+from solvers.names import find, resolve
 from solvers.noise import BrownianMotion
 from solvers.problem import DiffusionProblem, Path
-from solvers.solve import find, resolve, steps_within
+from solvers.solve import steps_within
 
 __all__ = ["PRESETS", "OptimizedGrid", "optimize_grid"]
 

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from solvers.grids import GRIDS, Grid
 from solvers.integrate import Solver, Trajectory, integrate
+from solvers.names import find, resolve
 from solvers.noise import BrownianMotion, Noise, fresh_seed, standard_normal
 from solvers.problem import DiffusionProblem, Path, Problem
 
-T = TypeVar("T")
-
 __all__ = ["find", "prior", "resolve", "solve", "steps_within"]
-
-
-def find(name: str, known: Mapping[str, T], kind: str) -> T:
-    """Look ``name`` up, or say which names are near and which there are."""
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(sorted(known))}"
-    raise ValueError(f"unknown {kind} {name!r}; {hint}")
-
-
-def resolve(solver: str | Solver[Any]) -> Solver[Any]:
-    """A solver from its name in ``SOLVERS``, from "package.module:Class", or itself.
-
-    Raises:
-        ValueError: the name is unknown (with the nearest names) or leads to no solver.
-    """
-    from solvers import SOLVERS
-
-    if not isinstance(solver, str):
-        return solver
-    if ":" not in solver:
-        return find(solver, SOLVERS, "solver")
-    module, _, name = solver.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load the solver {solver!r}: {error}") from error
-    made = made() if isinstance(made, type) else made
-    if not isinstance(made, Solver):
-        raise ValueError(f"{solver!r} is a {type(made).__name__}, not a solvers.Solver")
-    return cast("Solver[Any]", made)
 
 
 def _grid(grid: str | Grid) -> Grid:
@@ -110,7 +75,8 @@ def solve(
     Args:
         problem: a :class:`DiffusionProblem`, or an :class:`ODE` for the solvers that need a velocity only.
         x: state at the start of the grid, (B, *event).
-        solver: a name in ``SOLVERS``, "package.module:Class", or a :class:`Solver`.
+        solver: a :class:`Solver`, or its name (:mod:`solvers.names`): in ``SOLVERS``, of an installed package,
+            "package.module:Class" or "file.py:Class".
         steps: number of steps of ``grid``.
         nfe: budget of network calls; the most steps that fit are taken, and ``Trajectory.nfe`` says what was spent.
         ts: the grid itself, (N + 1,), float64.

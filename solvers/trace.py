@@ -27,10 +27,10 @@ from torch import Tensor
 
 from solvers.grids import check_grid
 from solvers.integrate import Solver
+from solvers.names import resolve
 from solvers.noise import Noise
 from solvers.problem import DiffusionProblem, Path, Predict, Prediction
 from solvers.replay import replay
-from solvers.solve import resolve
 from solvers.tables import EVALUATE, KEEP, STATE, Table
 
 __all__ = ["Node", "Program", "record", "trace"]

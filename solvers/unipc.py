@@ -35,9 +35,9 @@ from torch import Tensor
 
 from solvers.exponential import FORMS, ExponentialMultistep, History, Memory, Node, Row, check, filed, row_of, windows
 from solvers.integrate import Solver
+from solvers.names import find
 from solvers.noise import Noise
 from solvers.problem import DiffusionProblem, Path, Predict, Prediction, mix
-from solvers.solve import find
 
 __all__ = ["VARIANTS", "UniC", "UniP", "UniPC"]
 

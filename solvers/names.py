@@ -1,0 +1,116 @@
+"""From a name to a solver: ours, an installed package's, one in a module or in a file.
+
+    "heun"                       a name in ``SOLVERS``
+    "leapfrog"                   an entry point of an installed package, group ``sdegen.solvers``
+    "package.module:Leapfrog"    a class or an instance in a module
+    "path/to/file.py:Leapfrog"   the same in a file; without ":Leapfrog" where the file defines one solver only
+
+A package offers its solvers in its ``pyproject.toml``, and they are then known wherever ours are:
+
+    [project.entry-points."sdegen.solvers"]
+    leapfrog = "package.module:Leapfrog"
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+from solvers.integrate import Solver
+
+__all__ = ["GROUP", "find", "installed", "resolve"]
+
+GROUP = "sdegen.solvers"
+
+T = TypeVar("T")
+
+
+def find(name: str, known: Mapping[str, T], kind: str) -> T:
+    """Look ``name`` up, or say which names are near and which there are."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(sorted(known))}"
+    raise ValueError(f"unknown {kind} {name!r}; {hint}")
+
+
+@lru_cache(maxsize=1)
+def installed() -> Mapping[str, EntryPoint]:
+    """The solvers that other installed packages offer, by name; nothing is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def resolve(solver: str | Solver[Any]) -> Solver[Any]:
+    """A solver from its name (see the module's text), or itself. Our own names come before those of other packages.
+
+    Raises:
+        ValueError: the name is unknown (with the nearest names) or leads to no solver.
+    """
+    from solvers import SOLVERS
+
+    if not isinstance(solver, str):
+        return solver
+    where, _, what = solver.rpartition(":")
+    if solver.endswith(".py"):
+        where, what = solver, ""
+    if where:
+        return _loaded(solver, where, what)
+    known: dict[str, Solver[Any] | EntryPoint] = {**installed(), **SOLVERS}
+    found = find(solver, known, "solver")
+    if isinstance(found, EntryPoint):
+        where, _, what = found.value.partition(":")
+        return _loaded(solver, where.strip(), what.partition("[")[0].strip())
+    return found
+
+
+def _loaded(solver: str, where: str, what: str) -> Solver[Any]:
+    """The object ``what`` of a module or file, made into a solver."""
+    try:
+        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        made = getattr(module, what or _only(module))
+        made = made() if isinstance(made, type) else made
+    except Exception as error:  # whatever somebody else's code may raise
+        kind = "" if isinstance(error, (ImportError, OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"cannot load the solver {solver!r}: {kind}{' '.join(str(error).split())}") from error
+    if not isinstance(made, Solver):
+        raise ValueError(f"{solver!r} is a {type(made).__name__}, not a solvers.Solver")
+    return cast("Solver[Any]", made)
+
+
+def _file(path: Path) -> ModuleType:
+    """The module in a file; the same one as long as the file does not change."""
+    path = path.resolve()
+    name = f"_solver_in_{path.stem}_{abs(hash((path, path.stat().st_mtime_ns)))}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _only(module: ModuleType) -> str:
+    """The name of the one solver class that a module defines."""
+    own = [name for name, made in vars(module).items() if _defined(made, module)]
+    if len(own) != 1:
+        names = f"the solvers {', '.join(own)}: say which one, as in {module.__file__}:{own[0]}" if own else "no solver"
+        raise ValueError(f"the file defines {names}")
+    return own[0]
+
+
+def _defined(made: Any, module: ModuleType) -> bool:
+    return isinstance(made, type) and issubclass(made, Solver) and made.__module__ == module.__name__
