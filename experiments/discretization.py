@@ -32,7 +32,14 @@ from experiments.command import command
 from experiments.likelihood_table import trained
 from sdegen import results
 from sdegen.comparison.distances import sliced_wasserstein
-from sdegen.likelihood import DenoisingProfile, best_grid, bound, bound_of_every_T, denoising_profile
+from sdegen.likelihood import (
+    DenoisingProfile,
+    LikelihoodReport,
+    best_grid,
+    bound,
+    bound_of_every_T,
+    denoising_profile,
+)
 from sdegen.models import GaussianDiffusion
 from sdegen.provenance import provenance
 from sdegen.results import Result
@@ -95,7 +102,9 @@ def run(config: Config | None = None) -> Path:
     bits = _bounds(profile, chosen, config.T)
     rows: list[dict[str, Any]] = []
     for i, T in enumerate(config.T):
-        row: dict[str, Any] = {"T": T, **{form: bits[form][i] for form in FORMS}}
+        row: dict[str, Any] = {"T": T}
+        for form in FORMS:
+            row |= {form: bits[form][i].bits_per_dim, f"{form} se": bits[form][i].in_bits(bits[form][i].estimator_se)}
         if config.direct >= T:
             report = bound(model.discretize(T), data.test)
             row |= {"direct": report.bits_per_dim, "direct_se": report.in_bits(report.estimator_se)}
@@ -119,20 +128,22 @@ def run(config: Config | None = None) -> Path:
     flat = [{k: float(np.mean(v)) for k, v in row.items()} for row in rows]
     results.write_csv(config.out / "discretization.csv", [*flat, *({"T": k, "direct": v} for k, v in known.items())])
     save(figure(found), config.out / "discretization.svg")
-    gaps = ", ".join(f"{b - known['sde']:.4f} at T = {T}" for b, T in zip(bits[FORMS[0]], config.T, strict=True))
+    gaps = ", ".join(
+        f"{b.bits_per_dim - known['sde']:.4f} at T = {T}" for b, T in zip(bits[FORMS[0]], config.T, strict=True)
+    )
     print(f"VP-SDE {known['sde']:.4f} bits/dim, VAE {known['vae']:.4f}; above the VP-SDE: {gaps}")
     return config.out / "results.h5"
 
 
-def _bounds(profile: DenoisingProfile, chosen: DenoisingProfile, T: Sequence[int]) -> dict[str, list[float]]:
-    """Bits/dim for every T, three ways; the grid is chosen on other data than it is judged by."""
+def _bounds(profile: DenoisingProfile, chosen: DenoisingProfile, T: Sequence[int]) -> dict[str, list[LikelihoodReport]]:
+    """The bound of every T, three ways; the grid is chosen on other data than it is judged by."""
     grids = {n: best_grid(chosen, n) for n in T}
     found = (
         bound_of_every_T(profile, T, variance="posterior"),
         bound_of_every_T(profile, T),
         bound_of_every_T(profile, T, grid=grids),
     )
-    return {form: [reports[n].bits_per_dim for n in T] for form, reports in zip(FORMS, found, strict=True)}
+    return {form: [reports[n] for n in T] for form, reports in zip(FORMS, found, strict=True)}
 
 
 def _distance(model: Any, real: Tensor, config: Config, seed: int, how: dict[str, Any]) -> float:
@@ -146,7 +157,7 @@ def _distance(model: Any, real: Tensor, config: Config, seed: int, how: dict[str
 
 def _result(config: Config, rows: list[dict[str, Any]], known: dict[str, float]) -> Result:
     arrays: dict[str, Any] = {"T": (("T",), np.array(config.T)), "seed": (("seed",), np.array(config.seeds))}
-    for name in (*FORMS, "direct", "direct_se"):
+    for name in (*FORMS, *(f"{form} se" for form in FORMS), "direct", "direct_se"):
         values = np.array([row.get(name, np.nan) for row in rows])
         arrays[name.replace(" ", "_")] = (("T",), values, {"unit": "bit/dim"})
     for name in ("ancestral", "ode"):
@@ -164,6 +175,8 @@ def figure(found: Result) -> Figure:
     T, known, ddpm = found["T"], found.attributes, MODELS["DDPM"]
     for form, dash, marker in zip(FORMS, ("-", (0, (5, 1.6)), (0, (1.2, 1.2))), "Dov", strict=True):
         gap = found[form.replace(" ", "_")] - known["sde"]
+        error = 2 * found[f"{form} se".replace(" ", "_")]
+        left.fill_between(T, np.maximum(gap - error, 1e-4), gap + error, color=ddpm.color, alpha=0.12, lw=0)
         left.plot(T, gap, color=ddpm.color, ls=dash, marker=marker, ms=4, label=f"DDPM, {form}")
     direct = found["direct"] - known["sde"]
     left.errorbar(T, direct, 2 * found["direct_se"], fmt="x", color=GREY, ms=7, lw=1, label="the chain itself")
