@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": "move every knob of a likelihood one notch and see what drifts",
     "compare": "solvers against the truth: error, distance and time of every solver with every budget",
     "report": "a page from results: the best solver for a budget, errors against cost, orders, every cell",
+    "verify": "the certificate of a solver, ours or yours: order, noise and contract, measured",
     "solvers": "the table of solvers: order, evaluations per step, noise, reference",
     "demo": "the main job on scikit-learn's digits, and a report to look at",
 }
@@ -58,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the command line after the program's name; that of the process by default.
 
     Returns:
-        The exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted.
+        The exit code: 0 done, 1 the work failed or its verdict is no, 2 the input is wrong, 130 interrupted.
     """
     words = list(sys.argv[1:] if words is None else words)
     # Threads that wait by spinning starve each other as soon as anything else runs on the machine: a step of a small
@@ -90,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _failed(name, error, 1, debug)
     try:
-        job()
+        return job() or 0
     except KeyboardInterrupt as error:
         return _failed(name, str(error) or "interrupted", INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -98,10 +99,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _failed(name, error, 1, debug)
-    return 0
 
 
-def _prepared(name: str, words: Sequence[str]) -> Callable[[], None]:
+def _prepared(name: str, words: Sequence[str]) -> Callable[[], int | None]:
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         raise UsageError(f"unknown {kind} {name}{nearest(name, COMMANDS)}")
