@@ -53,15 +53,15 @@ def ranking(
         Dot(
             f"{row.label} ({KINDS[row.stochastic]})",
             row["error"].value,
-            outer=_half(row),
             look=look.get(row.label, Look(GREY, "o", "-")),
             text=f"{row['error'].value:.2g}",
+            span=row["error"][1:] if row["error"].low > 0 else None,
         )
         for row in rows
     ]
-    values = [max(dot.value - dot.outer, dot.value / 4) for dot in dots]
+    ends = [dot.span or (dot.value, dot.value) for dot in dots]
     xlabel = f"pathwise error with {budget} network calls (less is better)"
-    limits = (min(values) / 1.3, max(dot.value for dot in dots) * 4)
+    limits = (min(low for low, _ in ends) / 1.3, max(high for _, high in ends) * 3)
     return plots.dots(dots, xlabel=xlabel, log=True, xlim=limits, size=(5.4, 0.5 + 0.22 * len(dots)), on=on)
 
 
@@ -70,11 +70,6 @@ def _parts(on: Canvas | None, size: tuple[float, float], rows: int, columns: int
     with style():
         figure = Figure(size, layout="constrained") if on is None else on
         return list(np.ravel(np.asarray(figure.subfigures(rows, columns), dtype=object)))
-
-
-def _half(row: Row) -> float:
-    half = (row["error"].high - row["error"].low) / 2
-    return half if math.isfinite(half) else 0.0
 
 
 def costs(

@@ -41,7 +41,10 @@ class Series(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """One row of :func:`dots`: a name, its number, half-widths of its intervals, and how it looks."""
+    """One row of :func:`dots`: a name, its number, half-widths of its intervals, and how it looks.
+
+    ``span`` has the ends of the outer interval, where it is not symmetric.
+    """
 
     label: str
     value: float
@@ -49,6 +52,7 @@ class Dot(NamedTuple):
     outer: float = 0.0
     look: Look = MODELS["VP-SDE"]
     text: str = ""
+    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,10 @@ def dots(
     axes.grid(visible=False, axis="y")
     for y, row in enumerate(rows):
         axes.axhline(y, color="#efede7", lw=0.8, zorder=0.5)
-        for half, width, alpha in ((row.outer, 1.1, 1.0), (row.inner, 4.0, 0.45)):
-            axes.plot([row.value - half, row.value + half], [y, y], color=row.look.color, lw=width, alpha=alpha)
+        outer = row.span or (row.value - row.outer, row.value + row.outer)
+        inner = (row.value - row.inner, row.value + row.inner)
+        for span, width, alpha in ((outer, 1.1, 1.0), (inner, 4.0, 0.45)):
+            axes.plot(span, [y, y], color=row.look.color, lw=width, alpha=alpha)
         axes.plot(
             row.value, y, row.look.marker, color=row.look.color, ms=6.5, markeredgecolor="white", markeredgewidth=0.8
         )

@@ -29,6 +29,7 @@ __all__ = ["DISTANCES", "MEASURES", "Interval", "Order", "Pictures", "Problem", 
 
 MEASURES = {
     "error": "pathwise error",
+    "error_median": "median error",
     "sliced_w2": "sliced Wasserstein distance",
     "w2": "Wasserstein distance",
     "energy": "energy distance",
