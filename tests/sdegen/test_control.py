@@ -275,6 +275,8 @@ def test_what_is_no_control_is_refused() -> None:
         bound(vae, x.float(), control=LinearGaussian.fit(x))
     with pytest.raises(ValueError, match="at least one pair"):
         pilot(model, x, pairs=0)
+    with pytest.raises(ValueError, match=r"the pilot looked at logsnr 10 to -10, .* make one for this model"):
+        bound(VPSDE(truth, VP(LinearLogSNR(9, -10))), x, control=pilot(model, x, pairs=20))
     assert variate_for("auto", vae, x) is None
     assert variate_for("auto", model, x[:2]) is None  # too few draws to learn from
 
