@@ -196,7 +196,9 @@ with style.style():
                 marker, size, color = ("o", 5, "#c9c6bd") if all(seen) else ("X", 9, COLORS["rust"])
                 axes.plot(column, row, marker, ms=size, color=color)
     axes.set_yticks(range(len(lines)), lines)
-    axes.set_xticks(range(len(certificates)), [name.replace(" ", "\n", 1) for name in certificates])
+    axes.set_xticks(
+        range(len(certificates)), [name.replace("1 %", "1%").replace(" ", "\n", 1) for name in certificates]
+    )
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelcolor=INK)
     axes.spines[:].set_visible(False)
