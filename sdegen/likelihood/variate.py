@@ -151,8 +151,8 @@ def variate_for(
         made, wanted = [control.knots[-1].item(), control.knots[0].item()], list(model.logsnr_ends)
         if max(abs(one - other) for one, other in zip(made, wanted, strict=True)) > 1e-6:
             raise ValueError(
-                f"the pilot looked at logsnr {made[0]:.6g} to {made[1]:.6g}, and this model's ends are {wanted[0]:.6g} and "
-                f"{wanted[1]:.6g}: make one for this model"
+                f"the pilot looked at logsnr {made[0]:.6g} to {made[1]:.6g}, and this model's ends are "
+                f"{wanted[0]:.6g} and {wanted[1]:.6g}: make one for this model"
             )
     if control is None or isinstance(control, ControlVariate):
         return control
