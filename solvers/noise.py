@@ -106,6 +106,7 @@ def standard_normal(
     *,
     samples: Sequence[int] | None = None,
     stream: int = PRIOR,
+    number: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -116,6 +117,7 @@ def standard_normal(
         seed: whole number >= 0.
         samples: B sample numbers; ``range(B)`` by default, so the first 16 of 64 are the 16 of a batch of 16.
         stream: what they are for; draws of two streams are independent at one seed.
+        number: of the draw, where a stream has several; all are independent.
         dtype: of the result; the draws themselves are float32 normals.
         device: of the result; the bits do not depend on it.
 
@@ -127,7 +129,7 @@ def standard_normal(
     True
     """
     draw = _Keyed(seed, range(shape[0]) if samples is None else samples, shape[1:])
-    return draw(stream).to(device=device, dtype=dtype)
+    return draw(stream, number).to(device=device, dtype=dtype)
 
 
 class _Tree:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from sdegen.likelihood.audit import Audit, asymmetry, audit
 from sdegen.likelihood.bound import bound
+from sdegen.likelihood.control import IndependentLevels, LinearGaussian
 from sdegen.likelihood.evaluate import Evaluation, evaluate
 from sdegen.likelihood.every_t import best_grid, bound_of_every_T
 from sdegen.likelihood.importance import importance
-from sdegen.likelihood.ode import LogDensity, log_density, ode_likelihood, ode_log_prob
+from sdegen.likelihood.log_density import LogDensity, log_density
+from sdegen.likelihood.ode import ode_likelihood, ode_log_prob
 from sdegen.likelihood.profile import DenoisingProfile, denoising_profile
 from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.trace import Exact, Hutchinson, Trace, trace_for
+from sdegen.likelihood.variate import ControlVariate, pilot
 
 __all__ = [
     "Audit",
+    "ControlVariate",
     "DenoisingProfile",
     "Evaluation",
     "Exact",
     "Hutchinson",
+    "IndependentLevels",
     "LikelihoodReport",
+    "LinearGaussian",
     "LogDensity",
     "Trace",
     "asymmetry",
@@ -32,5 +38,6 @@ __all__ = [
     "log_density",
     "ode_likelihood",
     "ode_log_prob",
+    "pilot",
     "trace_for",
 ]

@@ -1,29 +1,29 @@
-"""Log-density by the probability-flow ODE.
+"""The likelihood of data by the probability-flow ODE.
 
-The ODE dz/dt = f z + g^2 / (2 sigma) eps_hat(z, t) carries data to noise invertibly, so that a density is carried too:
+:func:`sdegen.likelihood.log_density.log_density` gives the density of a state z_0 at the clean end. What that says of a
+datum x depends on what lies between the two:
 
-    log p(z_0) = log p(z_1) + INT_0^1 div dt,      div = D f + g^2 / (2 sigma) tr(d eps_hat / dz).
+* **continuous data**: the density of z_0 / alpha_0, that is of data blurred by sigma_0 / alpha_0, evaluated at x,
+  log p(x) = log p_ode(alpha_0 x) + D log alpha_0: exact for the ODE model up to solver and trace;
+* **grey levels, a discrete decoder**: E_q(z_0|x) [log p(x | z_0) - log q(z_0 | x) + log p_ode(z_0)] <= log P(x);
+* **grey levels, a density decoder**: E_q(y|x) [log p_ode(alpha_0 y) + D log alpha_0 - log q(y | x)] <= log P(x), with y
+  spread over the bin by a dequantizer (:mod:`sdegen.likelihood.dequantize`).
 
-The linear part of the divergence is known, INT D f dt = D log(alpha_1 / alpha_0), and only the trace of the noise
-prediction's Jacobian is computed along the way, as further columns of the state. The trace is
+Under the expectations stand log importance weights, log w. With K > 1 draws log(1/K SUM w_k) takes their place: a bound
+that tightens with K. It is refused for Hutchinson's trace. A mean of exponentials takes the noise of log w for
+likelihood: noise of variance s^2 is worth s^2 / 2 nats that are not there, and the bound is no bound.
 
-* :class:`Exact`: D products with the Jacobian at each evaluation; for small events;
-* :class:`Hutchinson`: E v' J v over random signs v, one product for each probe. Probes are drawn once for each solve
-  and belong to their sample: the right-hand side stays a smooth function of time, as adaptive solvers need, and a
-  sample's value does not depend on its batch. Every probe has a column of its own: the probes' spread is known.
-
-p(z_1) is the model's prior N(0, (alpha_1^2 + sigma_1^2) I); the true marginal differs by the prior term of the bound.
-
-What it says of a datum x depends on the decoder:
-
-* continuous data: the density of z_0 / alpha_0, that is of data blurred by sigma_0 / alpha_0, evaluated at x,
-  log p(x) = log p_ode(alpha_0 x) + D log alpha_0, exact for the ODE model up to the solver and the trace;
-* grey levels: a lower bound on log P(x), E_q(z_0|x) [log p(x | z_0) - log q(z_0 | x) + log p_ode(z_0)].
+**How it is known.** The standard error is that of everything that is drawn: z_0 or y, and probes. With a target, draws
+are added (or probes, where nothing else is drawn) until it is met or the budget is spent. *The solver's error* is in no
+standard error. It is measured: a few data are solved again with a tenth of the tolerance or twice the steps, with the
+same z_0 and probes that stay, and the root mean square of what that changes is reported with its largest value. Where
+it is larger than the standard error (or the target, or 1e-3 nats per dimension) the report's kind is "estimate", and
+else what the list above says: exact, or a bound.
 
 A density near a wrong score need not beat the variational bound: that the ODE's number is the smaller is not a law.
 
-References: Chen et al. 2018, arXiv:1806.07366, section 4; Grathwohl et al. 2019, arXiv:1810.01367; Song et al. 2021,
-arXiv:2011.13456, section 4.3 and appendix D.2; Zheng et al. 2023, arXiv:2305.03935 (the bound for discrete data).
+References: Song et al. 2021, arXiv:2011.13456, appendix D.2; Zheng et al. 2023, arXiv:2305.03935 (bounds for discrete
+data); Burda et al. 2016, arXiv:1509.00519 (importance weights).
 """
 
 from __future__ import annotations
@@ -37,128 +37,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.distributions import Gaussian
+from sdegen.likelihood.control import LinearGaussian
+from sdegen.likelihood.dequantize import Dequantizer
+from sdegen.likelihood.log_density import LogDensity, Route, log_density
 from sdegen.likelihood.report import LikelihoodReport
+from sdegen.likelihood.rounds import Progress, Tally
 from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, evaluating, offset, rows
-from sdegen.likelihood.trace import Exact, Trace, trace_for
+from sdegen.likelihood.trace import Hutchinson, Trace, trace_for
 from sdegen.models.diffusion import GaussianDiffusion
-from solvers import GRIDS, ODE, DiffusionProblem, Solver, expand, resolve, solve, standard_normal
+from solvers import standard_normal
 from solvers.noise import ENCODER
-from solvers.solve import find, steps_within
 
-__all__ = ["LogDensity", "log_density", "ode_likelihood", "ode_log_prob"]
+__all__ = ["ode_likelihood", "ode_log_prob"]
 
-
-@dataclass(frozen=True)
-class LogDensity:
-    """A log-density by the ODE, in nats, with what it is made of.
-
-    Attributes:
-        log_prob: (B,), float64.
-        log_prior: log p(z_1), (B,).
-        log_det: the integral of the divergence, (B,).
-        spread: standard error of ``log_prob`` from the probes of the trace, (B,); zero for the exact trace, NaN for a
-            single probe, whose error cannot be known.
-        z: z_1, the state at the noisy end, (B, *event).
-        forward: network calls per example.
-        products: Jacobian products per example.
-        parts: for a bound on discrete data, its terms, (B,) each.
-    """
-
-    log_prob: Tensor
-    log_prior: Tensor
-    log_det: Tensor
-    spread: Tensor
-    z: Tensor
-    forward: int
-    products: int
-    parts: dict[str, Tensor]
-
-
-def log_density(
-    problem: DiffusionProblem,
-    z: Tensor,
-    *,
-    prior_std: float | None = None,
-    trace: Trace | None = None,
-    solver: str | Solver[Any] = "dopri54",
-    grid: str = "logsnr",
-    steps: int | None = None,
-    nfe: int | None = None,
-    ts: Tensor | None = None,
-    tol: float | None = None,
-    samples: Sequence[int] | None = None,
-) -> LogDensity:
-    """log p(z_0) of a state at the clean end of the path.
-
-    Args:
-        problem: path and denoiser; a trained one or an oracle's.
-        z: z_0, shape (B, *event), at ``path.t_min``, in the path's scaling; float64 for tight tolerances.
-        prior_std: standard deviation of p(z_1); sqrt(alpha_1^2 + sigma_1^2) by default.
-        trace: :class:`Exact` by default.
-        solver: any ODE solver of :data:`solvers.SOLVERS`.
-        grid: of a fixed-step solver, a name in :data:`solvers.GRIDS`.
-        steps: number of steps of a fixed-step solver.
-        nfe: budget of network calls of a fixed-step solver.
-        ts: the grid itself, rising from t_min to t_max.
-        tol: relative and absolute tolerance of an adaptive solver; 1e-5 where no budget is given.
-        samples: sample numbers, which key the probes; ``range(B)`` by default.
-
-    Returns:
-        The log-density in nats with its parts.
-    """
-    path, event, dims = problem.path, z.shape[1:], z[0].numel()
-    low, high = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
-    trace = trace or Exact()
-    estimate = trace.start(z, samples if samples is not None else range(len(z)))
-    columns = trace.columns
-
-    def velocity(state: Tensor, t: Tensor) -> Tensor:
-        x = state[:, :dims].reshape(-1, *event)
-        eps, traces = estimate(lambda y: problem.predict(y, t).eps, x)
-        f, c = path.f(t), path.g2(t) / (2 * path.sigma(t))
-        return torch.cat([(expand(f, x) * x + expand(c, x) * eps).flatten(1), expand(c, traces) * traces], 1)
-
-    method = resolve(solver)
-    if method.stochastic:
-        raise ValueError(f"{method} draws noise: a density is carried along an ODE by a solver without noise")
-    if sum(budget is not None for budget in (steps, nfe, ts, tol)) > 1:
-        raise ValueError("give at most one of steps, nfe, ts and tol")
-    if nfe is not None:
-        steps = steps_within(method, nfe)
-    if steps is not None:
-        if steps < 1:
-            raise ValueError(f"the number of steps is at least 1, got {steps}")
-        ts = find(grid, GRIDS, "grid")(path, steps).flip(0)
-    budget: dict[str, Any] = {"ts": ts} if ts is not None else {"tol": 1e-5 if tol is None else tol}
-    start = torch.cat([z.flatten(1), z.new_zeros(len(z), columns)], 1)
-    ode = ODE(velocity, path.t_min, path.t_max)
-    with torch.no_grad():
-        end = solve(ode, start, solver=method, encode=ts is None, **budget)
-
-    top = end.x[:, :dims].reshape(-1, *event)
-    integrals = end.x[:, dims:].double()
-    log_std = torch.hypot(path.alpha(high), path.sigma(high)).log()
-    log_std = log_std if prior_std is None else torch.tensor(math.log(prior_std), dtype=torch.float64)
-    log_prior = Gaussian(torch.zeros_like(top), log_std).log_prob(top)
-    log_det = integrals.mean(1) + dims * float(path.alpha(high).log() - path.alpha(low).log())
-    return LogDensity(
-        log_prob=log_prior + log_det,
-        log_prior=log_prior,
-        log_det=log_det,
-        spread=_spread(integrals, trace),
-        z=top,
-        forward=end.nfe,
-        products=end.nfe * trace.products(dims),
-        parts={},
-    )
-
-
-def _spread(integrals: Tensor, trace: Trace) -> Tensor:
-    """Standard error of the mean over the columns, (B,)."""
-    if trace.exact or trace.columns == 1:
-        return integrals.new_full((len(integrals),), 0.0 if trace.exact else math.nan)
-    return integrals.std(1) / math.sqrt(trace.columns)
+ENOUGH = 32  # data for a covariance
+NEGLIGIBLE = 1e-3  # nats per dimension: a solver's error that nobody minds
 
 
 def ode_log_prob(
@@ -167,62 +60,89 @@ def ode_log_prob(
     cond: Tensor | None = None,
     *,
     trace: Trace | None = None,
+    dequantizer: Dequantizer | None = None,
     draws: int = 1,
+    K: int = 1,
+    noisy: bool = False,
     seed: int = 0,
     samples: Sequence[int] | None = None,
+    first: int = 0,
+    route: Route | None = None,
     **settings: Any,
 ) -> LogDensity:
     """Log-likelihood of data by the probability-flow ODE; what it is depends on the decoder, see the module's text.
 
     Args:
         model: a diffusion, in evaluation mode.
-        x: data (B, *event), model units; float64 data are integrated in float64.
+        x: data (B, *event), model units; float64 data are predicted in float64.
         cond: class labels (B,) or None.
-        trace: :func:`trace_for` the model's events by default.
-        draws: z_0 drawn for each datum, where the decoder is discrete.
-        seed: of z_0 and of the default probes.
+        trace: :func:`~sdegen.likelihood.trace.trace_for` the model's events by default.
+        dequantizer: spreads grey levels over their bins, for a density decoder.
+        draws: repetitions with other noise (z_0 or y, and probes), averaged.
+        K: importance-weighted draws in each of them.
+        noisy: allow K > 1 with a noisy trace.
+        seed: of z_0, y and the default probes.
         samples: sample numbers, which key all noise; ``range(B)`` by default.
-        settings: of :func:`log_density`: ``solver``, ``tol`` or ``steps`` or ``nfe`` or ``ts``, ``grid``.
+        first: number of the first draw.
+        route: in place of the settings.
+        settings: of :func:`~sdegen.likelihood.log_density.log_density`: ``solver``, ``variable``, ``tol`` or ``steps``
+            or ``nfe`` or ``ts``, ``grid``.
 
     Returns:
-        ``log_prob`` is log p(x), or for grey levels the lower bound on log P(x), averaged over the draws.
+        ``log_prob`` is log p(x), or for grey levels the lower bound on log P(x), averaged over the draws; ``spread``
+        its standard error, where more than one draw says what it is.
     """
     model.check(x)
-    if draws < 1:
-        raise ValueError(f"draws is at least 1, not {draws}")
-    numbers = list(samples if samples is not None else range(len(x)))
-    draws = draws if model.discrete else 1
-    keys = [k for n in numbers for k in range(n * draws, (n + 1) * draws)]
+    drawn = _drawn(model, dequantizer)
     trace = trace or trace_for(model.dims, seed)
-    rows = x.repeat_interleave(draws, 0)
-    labels = None if cond is None else cond.repeat_interleave(draws, 0)
+    _check(drawn, trace, draws, K, noisy)
+    numbers, each = range(len(x)) if samples is None else samples, draws * K
+    keys = [(k << 32) + n for n in numbers for k in range(first * K, first * K + each)]
+    at, labels = x.repeat_interleave(each, 0), None if cond is None else cond.repeat_interleave(each, 0)
+    parts: dict[str, Tensor] = {}
+
+    def noise() -> Tensor:
+        return standard_normal(at.shape, seed, samples=keys, stream=ENCODER, dtype=at.dtype, device=at.device)
+
+    def problem(some: Tensor | None = None) -> Any:
+        return model.problem(labels if labels is None or some is None else labels[some])
+
     with torch.no_grad():
-        q = model.encode(rows, labels).bottom
-        if not model.discrete:
-            found = log_density(model.problem(labels), q.mean, trace=trace, samples=keys, **settings)
-            scale = model.dims * float(model.alpha.log())
-            return replace(
-                found, log_prob=found.log_prob + scale, parts={"scale": torch.full_like(found.log_prob, scale)}
-            )
-        noise = standard_normal(rows.shape, seed, samples=keys, stream=ENCODER, dtype=x.dtype, device=x.device)
-        z = q.sample(noise)
-        found = log_density(model.problem(labels), z, trace=trace, samples=keys, **settings)
-        parts = {"reconstruction": -model.decode(z, labels).log_prob(rows), "entropy": q.log_prob(z)}
-    log_prob = found.log_prob - parts["reconstruction"] - parts["entropy"]
+        if model.discrete:
+            q = model.encode(at, labels).bottom
+            z = q.sample(noise())
+            parts = {"reconstruction": -model.decode(z, labels).log_prob(at), "entropy": q.log_prob(z)}
+        else:
+            if dequantizer is not None:
+                at, log_q = dequantizer.draw(at, noise())
+                parts["dequantization"] = log_q
+            z = model.alpha * at
+            parts["scale"] = torch.full((len(at),), -model.dims * float(model.alpha.log())).double().to(at.device)
+        route = route or Route.of(model.path, trace, **settings)
+        found = log_density(problem(), z, trace=trace, samples=keys, select=problem, route=route)
 
     def mean(value: Tensor) -> Tensor:
-        return value.reshape(-1, draws).mean(1)
+        return value.reshape(-1, each).mean(1)
 
-    between = log_prob.reshape(-1, draws).std(1) / math.sqrt(draws) if draws > 1 else mean(found.spread)
+    log_w = (found.log_prob - sum(parts.values(), torch.zeros_like(found.log_prob))).reshape(-1, draws, K)
+    log_p = log_w.logsumexp(2) - math.log(K)
+    parts = {name: mean(value) for name, value in parts.items()}
+    if K > 1:
+        parts["importance weighting"] = mean(log_w.flatten()) - log_p.mean(1)
+    within = found.spread.square().reshape(-1, each).mean(1)  # of a single draw
+    decoder = model.decoder.calls if model.discrete else 0
     return LogDensity(
-        log_prob=mean(log_prob),
+        log_prob=log_p.mean(1),
         log_prior=mean(found.log_prior),
         log_det=mean(found.log_det),
-        spread=between,
+        spread=log_p.std(1) / math.sqrt(draws) if draws > 1 else within.sqrt() + (math.nan if drawn else 0.0),
+        draws=log_p,
+        trace_variance=within,
         z=found.z,
-        forward=draws * (found.forward + model.decoder.calls),
-        products=draws * found.products,
-        parts={name: mean(value) for name, value in parts.items()},
+        forward=each * (found.forward + decoder),
+        vjp=each * found.vjp,
+        spent=found.spent,
+        parts=parts,
     )
 
 
@@ -232,7 +152,15 @@ def ode_likelihood(
     cond: Tensor | None = None,
     *,
     trace: Trace | None = None,
-    draws: int = 1,
+    control: str | LinearGaussian | None = "auto",
+    dequantizer: Dequantizer | None = None,
+    draws: int | None = None,
+    K: int = 1,
+    noisy: bool = False,
+    target_se: float | None = None,
+    max_nfe: int | None = None,
+    check: int = 16,
+    samples: Sequence[int] | None = None,
     batch: int | None = None,
     seed: int = 0,
     bin_width: float | None = None,
@@ -245,73 +173,193 @@ def ode_likelihood(
         model: a diffusion.
         data: (N, *event), model units.
         cond: class labels (N,) or None.
-        trace: exact up to 16 coordinates, one Hutchinson probe beyond, by default.
-        draws: z_0 for each datum, for a discrete decoder.
-        batch: rows at a time; at most 512, and as many as fit into half a gigabyte by default. The default solver gives
-            every row its own steps; the black boxes (``"dopri5"``, ``"rk45"``) share theirs within a batch, which then
-            changes values at the level of the tolerance.
+        trace: by default exact up to 16 coordinates; beyond, Hutchinson's with two probes, or one where z_0 is drawn.
+        control: of Hutchinson's trace: "auto" for the linear denoiser of the mean and covariance of ``data``, if there
+            are 32 or more; another one, such as ``LinearGaussian.fit(train)``; or None. All are unbiased, for none of
+            them knows the probes.
+        dequantizer: spreads grey levels over their bins, for a density decoder: the result is of probabilities then.
+        draws: repetitions for each datum, the first ones where there is a target; by default two where z_0 is drawn.
+        K: importance-weighted draws in each of them.
+        noisy: allow K > 1 with a noisy trace, and report how large its bias is.
+        target_se: go on until the estimator's standard error of the mean is at most this, nats.
+        max_nfe: stop at so many network calls per datum, those of the check included; without a target they are all
+            spent on draws, if anything is drawn.
+        check: data of which the solver's error is measured, at most one in sixteen; 0 for none.
+        samples: numbers of the data, which key their noise; ``range(N)`` by default.
+        batch: rows at a time; at most 512, and as many as fit into half a gigabyte by default. The default solvers
+            treat every row by itself; the black boxes (``"dopri5"``, ``"rk45"``) share steps within a batch, which
+            then changes values at the level of the tolerance.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
-        progress: called as ``progress(done, N)`` after every batch.
-        settings: of :func:`log_density`: ``solver``, ``tol`` or ``steps`` or ``nfe`` or ``ts``, ``grid``.
+        progress: called as ``progress(done, N)`` after every batch; with a target both grow when draws are added.
+        settings: of :func:`~sdegen.likelihood.log_density.log_density`: ``solver``, ``variable``, ``tol`` or ``steps``
+            or ``nfe`` or ``ts``, ``grid``.
 
     Returns:
         A :class:`LikelihoodReport`. The estimator's standard error is known with two draws or probes or more.
     """
-    trace = trace or trace_for(model.dims, seed)
-    began, done, calls, products = time.perf_counter(), 0, 0.0, 0.0
-    found: list[tuple[Tensor, Tensor]] = []
-    parts: dict[str, float] = {}
+    began = time.perf_counter()
+    model.check(data)
+    n, drawn = len(data), _drawn(model, dequantizer)
+    if dequantizer is not None and bin_width not in (None, dequantizer.bins.width):
+        raise ValueError(f"the dequantizer's bins are {dequantizer.bins.width:.6g} wide, not bin_width={bin_width}")
+    if target_se is not None and not target_se > 0:
+        raise ValueError(f"target_se is a positive number of nats, not {target_se}")
+    numbers = list(range(n) if samples is None else samples)
+    if len(numbers) != n:
+        raise ValueError(f"there are {n} data and {len(numbers)} sample numbers")
+    trace = _controlled(trace or trace_for(model.dims, seed, 1 if drawn else 2), control, data)
+    start = (2 if drawn else 1) if draws is None else draws
+    _check(drawn, trace, start, K, noisy)
+    route = Route.of(model.path, trace, **settings)
+    size = batch or min(512, rows(model))
+    common: dict[str, Any] = {"dequantizer": dequantizer, "K": K, "noisy": noisy, "seed": seed}
+
+    tally, report = Tally(drawn, trace), Progress(progress, n)
     with evaluating(model):
-        for x, labels in chunks(model, data, cond, (batch or min(512, rows(model))) // max(draws, 1)):
-            numbers = range(done, done + len(x))
-            one = ode_log_prob(model, x, labels, trace=trace, draws=draws, seed=seed, samples=numbers, **settings)
-            found.append((-one.log_prob.cpu(), one.spread.cpu()))
-            terms = {"minus log prior": -one.log_prior, "minus log det": -one.log_det, **one.parts}
-            for name, term in terms.items():
-                sign = -1.0 if name == "scale" else 1.0
-                parts[name] = parts.get(name, 0.0) + sign * float(term.sum()) / len(data)
-            calls, products = calls + one.forward * len(x), products + one.products * len(x)
-            done += len(x)
-            if progress is not None:
-                progress(done, len(data))
-    values, spreads = (torch.cat(parts) for parts in zip(*found, strict=True))
-    n = len(values)
-    if model.discrete and float(values.mean()) < 0:
+        off = _solver_error(model, data, cond, trace, route, numbers, min(check, -(-n // 16)), size, common, tally)
+        plan = tally.first(start, target_se, max_nfe, trace.exact and not drawn, route, n)
+        while plan is not None:
+            found: list[LogDensity] = []
+            report.add(n)
+            for x, labels in chunks(model, data, cond, size // (plan.draws * K)):
+                here = numbers[sum(len(one.log_prob) for one in found) :][: len(x)]
+                found.append(
+                    ode_log_prob(
+                        model, x, labels, trace=plan.trace, draws=plan.draws, samples=here, first=tally.taken,
+                        route=route, **common,
+                    )
+                )  # fmt: skip
+                report.done(len(x))
+            tally.add(plan, found)
+            plan = tally.next(target_se, max_nfe)
+
+    values, variances = tally.values, tally.variances
+    se = float(variances.sum().sqrt()) / n
+    discrete = model.discrete or dequantizer is not None
+    if discrete and float(values.mean()) < 0:
         raise ValueError(
             f"the ODE gives grey levels a probability above one ({float(values.mean()):.4g} nats): its solver's error "
             "is larger than the result; ask for a smaller tol or more steps"
         )
-    unknown = model.discrete and draws == 1  # one z_0 each: its noise cannot be told from the data's
-    within = spreads.square().mean() if not unknown and bool(spreads.isfinite().all()) else torch.tensor(0.0)
-    spread = values.var() if n > 1 else torch.tensor(math.nan)
-    method = resolve(settings.get("solver", "dopri54"))
-    if settings.get("tol") is not None:
-        method = method.with_tolerance(settings["tol"])
+    notes = [tally.note]
+    allowed = max(target_se or NEGLIGIBLE * model.dims, se if math.isfinite(se) else 0.0)
+    settled = off is not None and off.rms <= allowed
+    if off is not None and not settled:
+        notes.append(
+            f"the solver's error, {off.rms:.3g} nats, is larger than {allowed:.3g}: ask for a smaller tol or more steps"
+        )
+    bias = None
+    if K > 1 and not trace.exact:
+        bias, settled = 0.5 * float(tally.trace_variance), False
+        notes.append(f"optimistic by up to {bias:.3g} nats: K > 1 takes the trace's noise for likelihood")
+    within = variances.mean() if bool(variances.isfinite().all()) else torch.tensor(0.0)
+    if dequantizer is None:
+        levels = discreteness(model, bin_width)
+    else:
+        levels = {"dequantizer": repr(dequantizer), "bin_width": dequantizer.bins.width}
     return LikelihoodReport(
-        method="probability-flow ODE",
-        kind="estimate",  # the solver's own error is in it, which no standard error sees
-        of="probability" if model.discrete else "density",
+        method="probability-flow ODE" + (f", K = {K}" if K > 1 else ""),
+        kind=("upper bound" if discrete else "exact") if settled else "estimate",
+        of="probability" if discrete else "density",
         values=values,
-        parts=parts,
-        estimator_se=math.nan if unknown else float(spreads.square().sum().sqrt()) / n,
-        data_se=beyond(spread, within, n),
-        solver_error=None,
+        parts=tally.parts,
+        estimator_se=se,
+        data_se=beyond(values.var() if n > 1 else torch.tensor(math.nan), within, n),
+        solver_error=None if off is None else off.rms,
         dims=model.dims,
-        bits_offset=offset(model, bin_width),
-        forward=calls / n,
-        vjp=products / n,
+        bits_offset=0.0 if discrete else offset(model, bin_width),
+        forward=tally.forward,
+        vjp=tally.vjp,
         jvp=0,
         seconds=time.perf_counter() - began,
         logsnr=model.logsnr_ends,
-        **discreteness(model, bin_width),
-        solver=repr(method),
-        tolerance=None if method.order else getattr(method, "rtol", None),  # order 0: it follows a tolerance
+        **levels,
+        solver=repr(route.method),
+        tolerance=route.tolerance,
         seed=seed,
         settings={
             **describe(model),
-            **{k: v for k, v in settings.items() if k not in ("solver", "tol")},
+            "variable": "t" if route.path is model.path else repr(route.path),
+            "steps": None if route.ts is None else len(route.ts) - 1,
             "trace": repr(trace),
-            "draws": draws,
+            "draws": tally.taken,
+            **({"K": K} if K > 1 else {}),
+            **({} if bias is None else {"noise_bias": bias}),
+            **({} if off is None else off.facts),
         },
+        note="; ".join(filter(None, notes)),
     )
+
+
+def _drawn(model: GaussianDiffusion, dequantizer: Dequantizer | None) -> bool:
+    """Whether z_0 is drawn."""
+    if model.discrete and dequantizer is not None:
+        raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")
+    return model.discrete or dequantizer is not None
+
+
+def _check(drawn: bool, trace: Trace, draws: int, K: int, noisy: bool) -> None:
+    if draws < 1 or K < 1:
+        raise ValueError(f"draws and K are at least 1, not {draws} and {K}")
+    if K > 1 and not drawn:
+        raise ValueError("K > 1 weighs draws of z_0, and for a density of continuous data nothing is drawn")
+    if K > 1 and not trace.exact and not noisy:
+        raise ValueError(
+            f"K = {K} with {type(trace).__name__}: a mean of exponentials turns noise of variance s^2 in log p into "
+            "s^2 / 2 nats of likelihood that are not there; use trace=Exact(), or noisy=True to see the bias reported"
+        )
+
+
+def _controlled(trace: Trace, control: str | LinearGaussian | None, data: Tensor) -> Trace:
+    if not isinstance(control, LinearGaussian) and control not in ("auto", None):
+        raise ValueError(f'control is "auto", a LinearGaussian or None, not {control!r}')
+    if not isinstance(trace, Hutchinson) or trace.control is not None:
+        return trace
+    if isinstance(control, str):
+        control = LinearGaussian.fit(data) if len(data) >= ENOUGH else None
+    return replace(trace, control=control)
+
+
+# --- the solver's error -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Off:
+    """What a finer solve of some data changes in -log p, nats, (m,)."""
+
+    change: Tensor
+
+    @property
+    def rms(self) -> float:
+        """Root mean square: of one datum; the mean over data is off by less."""
+        return float(self.change.square().mean().sqrt())
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "solver_error_max": float(self.change.abs().max()),
+            "solver_error_mean": float(self.change.mean()),
+            "solver_error_of": len(self.change),
+        }
+
+
+def _solver_error(
+    model: GaussianDiffusion, data: Tensor, cond: Tensor | None, trace: Trace, route: Route, numbers: Sequence[int],
+    count: int, size: int, common: dict[str, Any], tally: Tally,
+) -> _Off | None:  # fmt: skip
+    """Solve some data with the settings and with finer ones; the same z_0, and the same probes, which stay."""
+    if count < 1:
+        return None
+    ends: list[Tensor] = []
+    some = None if cond is None else cond[:count]
+    for one in (route, route.finer()):
+        found: list[LogDensity] = []
+        for x, labels in chunks(model, data[:count], some, size):
+            here = numbers[sum(len(f.log_prob) for f in found) :][: len(x)]
+            options = {**common, "K": 1, "samples": here, "route": one}
+            found.append(ode_log_prob(model, x, labels, trace=trace.staying(), **options))
+        ends.append(torch.cat([f.log_prob.cpu() for f in found]))
+        tally.spend(found, len(data))
+        tally.cost = tally.cost or tally.forward * len(data) / count
+    return _Off(ends[0] - ends[1])

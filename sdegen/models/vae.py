@@ -199,7 +199,8 @@ class VAE(LatentVariableModel):
 
         -log [ 1/K SUM_k p(x | z_k) p(z_k) / q(z_k | x) ],   z_k ~ q(z | x)
 
-        K = 1 is the bound of :meth:`elbo`; more latents tighten it.
+        K = 1 is the bound of :meth:`elbo`; more latents tighten it. How far it can be trusted is said by
+        :func:`sdegen.likelihood.importance`.
 
         Args:
             x: data (B, *event), model units.
@@ -210,10 +211,24 @@ class VAE(LatentVariableModel):
         Reference: Burda et al. 2016, arXiv:1509.00519, eq. 8.
         """
         self.check(x)
-        generator, q = generator_for(generator), self.encode(x, cond).bottom
-        log_w = []
-        for _ in range(K):
-            noise = torch.randn(q.mean.shape, generator=generator, dtype=q.mean.dtype, device=generator.device)
-            z = q.sample(noise.to(x.device))
-            log_w.append(self.decode(z, cond).log_prob(x) + self.prior.log_prob(z) - q.log_prob(z))
-        return math.log(K) - torch.stack(log_w).logsumexp(0)
+        generator, log_w = generator_for(generator), []
+        for k in range(0, K, 16):
+            shape = (len(x), min(16, K - k), self.latent)
+            noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=generator.device)
+            log_w.append(self.log_weights(x, noise.to(x.device), cond))
+        return math.log(K) - torch.cat(log_w, 1).logsumexp(1)
+
+    @torch.no_grad()
+    def log_weights(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Log importance weights log p(x | z) p(z) / q(z | x) at z = mean + std noise, nats, (B, K), float64.
+
+        Args:
+            x: data (B, *event), model units.
+            noise: standard normal numbers (B, K, latent).
+            cond: class labels (B,) or None.
+        """
+        q, K = self.encode(x, cond).bottom, noise.shape[1]
+        q = Gaussian(*(part.repeat_interleave(K, 0) for part in (q.mean, q.log_std)))
+        z, labels = q.sample(noise.flatten(0, 1)), None if cond is None else cond.repeat_interleave(K, 0)
+        found = self.decode(z, labels).log_prob(x.repeat_interleave(K, 0)) + self.prior.log_prob(z) - q.log_prob(z)
+        return found.reshape(len(x), K)
