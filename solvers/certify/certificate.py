@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -226,14 +226,14 @@ class _Examination:
         for cell in self._grouped():
             x, answer = starts(cell.problem, self.batch, self.event), self._answer(cell.names[0])
 
-            def look(cell: Cell = cell, x: Tensor = x, answer: Tensor = answer) -> tuple[bool, str]:
+            def look(cell: Cell = cell, x: Tensor = x, answer: Tensor = answer) -> tuple[bool, str, Measured]:
                 measured = measured_order(self.solver, cell.problem, x, cell.make, answer=answer, most=self.most)
                 self.cells[cell] = {"error": measured}
                 if measured.attains(p) or begins == p or not measured.attains(begins):
-                    return measured.attains(p), str(measured)
+                    return measured.attains(p), str(measured), measured
                 self.graded.add(cell)
                 behind = measured_order(self.solver, cell.problem, x, graded(cell.make), answer=answer)
-                return behind.attains(p), f"{measured}; behind a graded start {behind.slope:.2f}"
+                return behind.attains(p), f"{measured}; behind a graded start {behind.slope:.2f}", measured
 
             check = checked(f"order {p}, {cell.where}", look)
             self.cells.setdefault(cell, {"error": DIVERGED})
@@ -250,7 +250,7 @@ class _Examination:
                 continue
             self.cells[cell] = {"mean": mean, "variance": variance}
             for what, measured in self.cells[cell].items():
-                yield Check(f"weak order {p}, {what}, {cell.where}", measured.attains(p), str(measured))
+                yield Check(f"weak order {p}, {what}, {cell.where}", measured.attains(p), str(measured), measured)
 
     # --- In the middle of the path -----------------------------------------------------------------------------------
 
@@ -307,10 +307,10 @@ class _Examination:
     def _strong(self) -> Check:
         linear, declared = gaussian(self.path), self.solver.strong_order
 
-        def look() -> tuple[bool, str]:
+        def look() -> tuple[bool, str, Measured]:
             # One sample of many coordinates, each with its own noise: an average over many paths.
             measured = strong_order(self.solver, linear, starts(linear, 1, (256,)))
-            return measured.attains(declared), str(measured)
+            return measured.attains(declared), str(measured), measured
 
         return checked(f"strong order {declared:g} on one Brownian path", look)
 
@@ -340,7 +340,12 @@ class _Examination:
             else:
                 much = "much" if worst.scale > 1 else "little"
                 yield f"{100 * abs(worst.scale - 1):.2g} % too {much} noise for its drift"
-        if self.own < 0.5:
+        bad = set(self._short())
+        well = set(self.cells) - bad
+        uneven = bool(well) and {cell.grid for cell in bad} == {"uneven"} and "uneven" not in {c.grid for c in well}
+        if uneven:
+            yield "the order is lost where neighbouring steps differ: are its weights those of equal steps?"
+        elif self.own < 0.5:
             yield "a short step is wrong by a share of its length: its coefficients do not add up to the step"
         elif self.own < p - SLACK:
             yield f"its own steps, with exact history, are of order {self.own:.1f}, not {p}: is a coefficient off?"
@@ -349,32 +354,19 @@ class _Examination:
                 f"the first steps are of order {self.begins - 1:.1f} and leave order {self.begins:.1f} to the whole, "
                 f"not {self.start_order}: begin with a better method (Warmup), or declare start_order"
             )
-        yield from self._where(p)
-
-    def _where(self, p: int) -> Iterator[str]:
-        """On which grids and paths it fails, where that says something."""
-        bad = set(self._short())
-        if not bad:
-            return
-        slopes = [m.slope for cell in bad for m in self.cells[cell].values() if not m.attains(p)]
-        grids, paths = {cell.grid for cell in bad}, {name for cell in bad for name in cell.names}
-        well = set(self.cells) - bad
-        if self.own > p - SLACK and well and not grids & {cell.grid for cell in well}:
-            yield f"fails on {_all(grids)} grids only: are its weights those of equal steps?"
-        elif well and not paths & {name for cell in well for name in cell.names}:
-            yield f"fails on {_all(paths)} only: does a formula hold for the other paths alone?"
-        stuck = [m for cell in bad for m in self.cells[cell].values() if m.slope < 0.5 and m.errors[-1] < 1e-5]
+        paths = {name for cell in bad for name in cell.names}
+        if well and not paths & {name for cell in well for name in cell.names}:
+            yield f"fails on {' and '.join(sorted(paths))} only: does a formula hold for the other paths alone?"
+        short = [m for cell in bad for m in self.cells[cell].values() if not m.attains(p)]
+        stuck = [m.errors[-1] for m in short if abs(m.slope) < 0.5 and m.errors[-1] < 1e-5]
+        slopes = [m.slope for m in short]
         if stuck:
-            yield f"errors stop falling at {max(m.errors[-1] for m in stuck):.0e}: is something computed in float32?"
-        elif min(slopes) < -1:
+            yield f"errors stop falling at {max(stuck):.0e}: is something computed in float32?"
+        elif slopes and min(slopes) < -1:
             yield "its errors grow when steps are refined"
-        elif max(slopes) < p - SLACK:
+        elif slopes and max(slopes) < p - SLACK:
             least, most = f"{min(slopes):.1f}", f"{max(slopes):.1f}"
             yield f"the order seen is {least if least == most else f'{least} to {most}'}, declared is {p}"
-
-
-def _all(names: Iterable[str]) -> str:
-    return " and ".join(sorted(names))
 
 
 def integrate_count(solver: Solver[Any], problem: DiffusionProblem, steps: int) -> int:

@@ -7,14 +7,14 @@ alone and in company, two solves taken in turns, a step that goes nowhere, a sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers.certify.convergence import rms
+from solvers.certify.convergence import Measured, rms
 from solvers.certify.problems import gaussian, starts
 from solvers.grids import logsnr, uniform
 from solvers.integrate import Solver, integrate
@@ -32,20 +32,26 @@ class Check:
         what: what was looked at.
         passed: whether it holds.
         seen: what was seen.
+        measured: the errors, where it is about an order.
     """
 
     what: str
     passed: bool
     seen: str = ""
+    measured: Measured | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{'pass' if self.passed else 'FAIL'}  {self.what:<44} {self.seen}".rstrip()
 
 
-def checked(what: str, look: Callable[[], tuple[bool, str]]) -> Check:
+Look = Callable[[], tuple[bool, str] | tuple[bool, str, Measured]]
+
+
+def checked(what: str, look: Look) -> Check:
     """A check whose look may go wrong: a solver that raises has failed it, and the others go on."""
     try:
-        return Check(what, *look())
+        passed, seen, *measured = look()
+        return Check(what, passed, seen, *measured)
     except Exception as error:
         return Check(what, False, said(error))
 
@@ -65,7 +71,7 @@ def contract(solver: Solver[Any], path: Path, *, steps: int = 10, event: Sequenc
         event: shape of a sample besides vectors (2,).
     """
     bench = _Bench(solver, path, steps, tuple(event))
-    looks: dict[str, Callable[[], tuple[bool, str]]] = {
+    looks: dict[str, Look] = {
         "shape and dtype of the state are kept": bench.keeps_shapes,
         "same seed, same bits": bench.repeats,
     }

@@ -1,0 +1,133 @@
+"""``sdegen verify``: lines, verdicts, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdegen.cli import main
+from sdegen.commands.verify import _Page
+from sdegen.results import names, read
+from solvers.certify import Check
+
+QUICK = ["--paths", "vp", "--grids", "uniform"]
+
+MINE = '''
+from __future__ import annotations
+from dataclasses import dataclass
+from solvers import Solver, mix
+
+@dataclass(frozen=True)
+class Mine(Solver[None]):
+    """DDIM, with so much of the predicted noise."""
+
+    share: float = 1.0
+    order = 1
+    nfe_per_step = 1
+    invariant = True
+
+    def step(self, problem, x, t, s, state, noise):
+        x0, eps = problem.predict(x, t)
+        return mix((problem.path.alpha(s), x0), (self.share * problem.path.sigma(s), eps)), state
+
+LESS = Mine(share=0.99)
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def test_a_solver_in_a_file_has_its_certificate(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", f"{mine}:Mine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Mine(share=1.0), order 1"
+    assert "\x1b" not in "".join(lines)  # no terminal here
+    marks = [line.split()[0] for line in lines[3:-2]]
+    assert set(marks) == {"pass"}
+    whats = [line[8:52].rstrip() for line in lines[3:-2]]
+    for what in ("the same sample on vp, ve, flow", "order 1, vp/ve/flow, uneven", "float64 is float64 inside"):
+        assert what in whats
+    assert lines[-1].startswith(f"holds what it declares: {len(marks)} checks, ")
+
+
+def test_what_is_wrong_is_named_and_the_exit_code_is_1(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", f"{mine}:LESS", *QUICK]) == 1
+    out = capsys.readouterr().out
+    assert "  FAIL  order 1, vp, uniform" in out
+    assert "its coefficients do not add up to the step" in out
+    assert "DOES NOT HOLD what it declares: 5 of" in out
+
+
+def test_several_are_a_table_and_the_lines_of_those_that_fail(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "ddim", "dpmpp_1?", f"{mine}:LESS", *QUICK]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["ddim", "dpmpp_1s", f"{mine}:LESS"]
+    assert lines[0].endswith("holds")
+    assert "FAILS 5 of" in lines[2]
+    assert lines[-1] == "2 of 3 solvers hold what they declare"
+    assert not any("pass" in line.split()[:1] for line in lines)
+
+
+@pytest.mark.parametrize("suffix", ["json", "h5"])
+def test_certificates_are_kept(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / f"found.{suffix}"
+    assert main(["verify", "ancestral", *QUICK, "--out", str(out)]) == 0
+    assert f"written: {out}" in capsys.readouterr().out
+    if suffix == "json":
+        record = json.loads(out.read_text())["ancestral"]
+        assert record["passed"] is True
+        assert record["claim"] == "weak order 1"
+        (variance,) = (check for check in record["checks"] if check["what"].startswith("weak order 1, variance"))
+        assert len(variance["steps"]) == len(variance["errors"])
+        return
+    assert names(out) == ["verify/ancestral"]
+    result = read(out, "verify/ancestral")
+    row = result["check"].tolist().index("weak order 1, variance, vp, uniform")
+    assert result["passed"].all()
+    assert result["slope"][row] == pytest.approx(1, abs=0.2)
+    kept = np.isfinite(result["error"][row])
+    assert kept.sum() >= 3
+    assert (result["steps"][row][kept][:3] == [20, 40, 80]).all()
+    assert result.attributes["claim"] == "weak order 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["huen"], "unknown solver 'huen'; did you mean 'heun'"),
+        (["nowhere.py:Mine"], "nowhere.py"),
+        (["heun", "--grids", "karas"], "unknown grid 'karas'; did you mean 'karras'?"),
+        (["heun", "--paths", "sub"], "unknown path 'sub'; there are: flow, ve, vp"),
+        (["heun", "--paths", ","], "paths: give at least one of vp, ve, flow"),
+        (["heun", "--out", "found.csv"], "out: found.csv is neither .json nor .h5"),
+        ([], "required: solver"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_narrow_terminal_has_what_was_seen_below(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    _Page().line(Check("order 2, vp, uniform", True, "slope 2.00   1e-1 1e-2 1e-3 at 20..80 steps"), more=False)
+    out = capsys.readouterr().out
+    assert "\x1b[32mpass\x1b[0m" in out
+    assert out.count("\n") == 2
+    monkeypatch.setenv("NO_COLOR", "1")
+    _Page().line(Check("order 2, vp, uniform", False, "short"), more=False)
+    assert capsys.readouterr().out.endswith("  FAIL  order 2, vp, uniform                         short\n")
