@@ -239,8 +239,7 @@ class _Described:
         self.versions: Mapping[str, Any] = _parsed(source.about.get("versions", {}))
         self.commit = str(source.about.get("commit", ""))
         self.created = pages.moment(str(source.about["created"])) if "created" in source.about else "unknown"
-        words = str(source.about.get("command", "")).split(" ")
-        self.command = " ".join([Path(words[0]).name, *words[1:]])
+        self.command = pages.command(str(source.about.get("command", "")))
 
 
 def _parsed(value: Any) -> Any:
@@ -292,7 +291,9 @@ def _facts(found: Standings, sources: Sequence[_Described]) -> dict[str, str]:
     for source in sources:
         sizes = {key: value for key, value in source.settings.items() if isinstance(value, int) and key in SIZES}
         text = "; ".join(f"{name}: {what}" for name, what in _parsed(source.about.get("targets", {})).items())
-        facts[str(source.path)] = ", ".join([text, *(f"{value} {SIZES[key]}" for key, value in sizes.items())])
+        facts[f"{source.path.parent.name}/{source.path.name}"] = ", ".join(
+            [text, *(f"{value} {SIZES[key]}" for key, value in sizes.items())]
+        )
     return facts
 
 

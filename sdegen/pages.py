@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
@@ -20,7 +21,7 @@ from markupsafe import Markup
 
 from sdegen.style import SUPERSCRIPT
 
-__all__ = ["fixed", "moment", "render", "sig", "signed", "whole"]
+__all__ = ["command", "fixed", "moment", "render", "sig", "signed", "whole"]
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -82,6 +83,17 @@ def moment(created: str) -> str:
     '1 March 2026, 09:05 UTC'
     """
     return f"{datetime.fromisoformat(created):%-d %B %Y, %H:%M} UTC"
+
+
+def command(words: str) -> str:
+    """A command line without the folder that the program lies in.
+
+    >>> command("/home/me/.venv/bin/sdegen demo --fast"), command("/x/sdegen/__main__.py demo")
+    ('sdegen demo --fast', 'sdegen demo')
+    """
+    program, _, rest = words.partition(" ")
+    name = PurePath(program).name
+    return f"{'sdegen' if name == '__main__.py' else name} {rest}".strip()
 
 
 @cache

@@ -100,7 +100,7 @@ def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[s
                 raise ValueError(f"the result {needs[0]!r} has no {error}: it was written by another version") from None
     titles = [(name, SECTIONS[name][0]) for name in parts] + [("made", "How it was measured")]
     stages = manifest.get("stages", {})
-    version, command = manifest.get("versions", {}).get("sdegen"), str(manifest.get("command", ""))
+    version = manifest.get("versions", {}).get("sdegen")
     return {
         "figures": drawn,
         "parts": parts,
@@ -108,7 +108,7 @@ def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[s
         "about": manifest,
         "commit": manifest.get("commit"),
         "program": f"sdegen {version}" if version else "sdegen",
-        "command": " ".join([Path(command.split(" ")[0]).name, *command.split(" ")[1:]]),
+        "command": pages.command(str(manifest.get("command", ""))),
         "created": pages.moment(manifest["created"]),
         "budget": BUDGET,
         "solvers": len(set(found["errors"]["solver"])) if "errors" in found else 0,
