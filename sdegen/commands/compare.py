@@ -103,7 +103,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: int, *, first: bool) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from sdegen.comparison.sweep import forget, sweep
     from sdegen.train.interrupt import stoppable
@@ -115,10 +115,9 @@ def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: i
 
         def advance(what: str, share: float) -> None:
             if not what:  # what was there already did not take this time
-                bar.initial = bar.n = share
-            bar.set_postfix_str(what, refresh=False)
-            bar.update(share - bar.n)
-            bar.refresh()
+                bar.initial = share
+            bar.n = share
+            bar.set_postfix_str(what)  # which draws it
 
         file = sweep(settings, out, workers=workers, threads=chosen.threads, progress=advance, stop=stop)
     if not first:

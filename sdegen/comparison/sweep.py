@@ -247,14 +247,23 @@ class _Team:
     def work(self, cells: Sequence[Cell]) -> None:
         """Measure until nothing is left, or somebody wants to stop."""
         keys = {cell: key(cell, self.truths) for cell in cells}
-        total, written = sum(cell.weight for cell in cells), time.monotonic()
+        missing = [cell for cell in cells if keys[cell] not in self.journal.rows]
+        exact = {name: cell for cell in reversed(missing) if (name := self.truths.wanted(cell)) is not None}
+        each = self.truths.settings.reference_steps / 5  # network calls, about
+        total, written = sum(cell.weight for cell in cells) + each * len(exact), time.monotonic()
 
         def told(what: str) -> None:
             done = sum(cell.weight for cell in cells if keys[cell] in self.journal.rows)
-            self.progress(what, done / total)
+            self.progress(what, (done + each * sum(map(self.truths.solved, exact))) / total)
 
         told("")
-        self._solve(cells, keys, told)
+        # The converged solutions first, each by another process: cells would wait for them.
+        for name, cell in list(exact.items())[self.number :: self.of]:
+            if self.stopped():
+                return
+            if not self.truths.solved(name):
+                told(f"exact solution for {cell.solver}")
+            self.truths.reference(cell)
         for cell in self._turns(cells):
             self.journal.refresh()
             if keys[cell] in self.journal.rows:
@@ -272,20 +281,6 @@ class _Team:
         """Somebody wants to stop, or the process that started this one has gone."""
         parent = multiprocessing.parent_process()
         return (self.stop is not None and self.stop.is_set()) or (parent is not None and not parent.is_alive())
-
-    def _solve(self, cells: Sequence[Cell], keys: Mapping[Cell, str], told: Callable[[str], None]) -> None:
-        """The converged solutions first, each by another process: cells would wait for them."""
-        needed: dict[str, Cell] = {}
-        for cell in cells:
-            if keys[cell] not in self.journal.rows:
-                own = self.truths.wanted(cell)
-                if own is not None:
-                    needed.setdefault(own, cell)
-        for cell in list(needed.values())[self.number :: self.of]:
-            if self.stopped():
-                return
-            told(f"exact solution for {cell.solver}")
-            self.truths.reference(cell)
 
     def _turns(self, cells: Sequence[Cell]) -> Iterator[Cell]:
         """Our own cells, the short ones first; then those of the others, from the end."""

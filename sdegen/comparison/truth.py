@@ -315,20 +315,27 @@ class Truths:
             )
         return Reference(fine, float((fine - coarse).double().square().mean().sqrt()))
 
+    def solved(self, name: str) -> bool:
+        """Whether somebody has put a converged solution into the folder."""
+        return self.folder is not None and self._file(self.folder, name).exists()
+
+    @staticmethod
+    def _file(folder: File, name: str) -> File:
+        what, short = name.partition(";")[0].split()[0], hashlib.sha256(name.encode()).hexdigest()[:16]
+        return folder / f"{what}-{short}.h5"
+
     def _kept(self, name: str, solved: Callable[[], Reference]) -> Reference:
         """From the folder, if it is there; else computed by the first process that comes, and put there."""
         if self.folder is None:
             return solved()
         self.folder.mkdir(parents=True, exist_ok=True)
-        short = hashlib.sha256(name.encode()).hexdigest()[:16]
-        file = self.folder / f"{name.partition(';')[0].split()[0]}-{short}.h5"
+        file = self._file(self.folder, name)
         with locked(file.with_suffix(".work"), wait=math.inf):
             if file.exists():
                 try:
                     found = results.read(file, "reference")
-                    return Reference(
-                        torch.from_numpy(found["x"]).to(self.settings.device), float(found.attributes["error"])
-                    )
+                    x = torch.from_numpy(found["x"]).to(self.settings.device)
+                    return Reference(x, float(found.attributes["error"]))
                 except DamagedFile:
                     file.unlink()
             made = solved()
