@@ -70,9 +70,9 @@ class Config:
     run: str = ""
     vae: str = ""
     T: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-    direct: int = 200
+    direct: int = 50
     bands: int = 64
-    samples: int = 360
+    samples: int = 180
     seeds: tuple[int, ...] = (0,)
     solver: str = "dpmpp_2m"
     out: Path = Path("runs/discretization")
