@@ -49,6 +49,7 @@ from solvers.external import ScipyODE, TorchDiffEq, TorchSDE
 from solvers.foreign import Diffusers, KDiffusion, import_sampler
 from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
+from solvers.inversion import RoundTrip, round_trip
 from solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector, SNRLangevin
 from solvers.multistep import AdamsBashforth, GradientEstimation
 from solvers.names import resolve
@@ -153,6 +154,7 @@ __all__ = [
     "Restart",
     "RestartInterval",
     "ReverseDiffusion",
+    "RoundTrip",
     "RungeKutta",
     "SASolver",
     "SDEDPMSolver1",
@@ -188,6 +190,7 @@ __all__ = [
     "prior",
     "replay",
     "resolve",
+    "round_trip",
     "solve",
     "standard_normal",
     "table",

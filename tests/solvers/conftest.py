@@ -7,35 +7,28 @@ the same 160 the order of the transient.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from torch import Tensor
 
+from sdegen import certificates
+from sdegen.certificates import PATHS
 from sdegen.oracles import MixtureOracle
-from sdegen.paths import VE, VP, Flow, GaussianPath, LinearLogSNR
-from solvers import DiffusionProblem, certify
+from sdegen.paths import GaussianPath
+from solvers import DiffusionProblem
 from solvers.certify import exact, starts
-
-HALF = math.exp(4.0)
-
-PATHS: dict[str, GaussianPath] = {
-    "vp": VP(LinearLogSNR(8, -8)),
-    "ve": VE(1 / HALF, HALF),
-    "flow": Flow(t_min=1 / (1 + HALF), t_max=HALF / (1 + HALF)),
-}
 
 
 @pytest.fixture(scope="session")
 def mixture() -> MixtureOracle:
+    """The data of :func:`solvers.certify.mixture`, as an oracle."""
     covs = [np.diag([0.09, 0.16]), np.diag([0.16, 0.09])]
     return MixtureOracle([0.3, 0.7], [[-0.5, 0.3], [0.4, -0.4]], covs)
 
 
 @pytest.fixture(scope="session")
 def problems() -> dict[str, DiffusionProblem]:
-    return {name: certify.mixture(path) for name, path in PATHS.items()}
+    return certificates.problems()
 
 
 @pytest.fixture(scope="session")
