@@ -166,7 +166,6 @@ def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, Late
     import torch
 
     from sdegen.data import load
-    from sdegen.networks import NETWORKS
     from sdegen.recipes import MODELS
 
     device = _device(config.device)
@@ -176,7 +175,7 @@ def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, Late
         raise UsageError(f"train.augment distorts images, and an example of {data.name} has shape {data.event_shape}")
     parts: dict[str, Any] = {"classes": (data.classes if config.train.conditional else 0) + bool(config.train.augment)}
     if config.network is not None:
-        parts["network"] = partial(NETWORKS[config.network.name], **config.network.options)
+        parts["network"] = partial(_source("network", config.network.name), **config.network.options)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
         try:
@@ -330,16 +329,18 @@ def _known(section: str) -> list[str]:
 def _source(section: str, name: str) -> Callable[..., Any]:
     """The function or class that a name stands for: its signature holds the options."""
     from sdegen.data import digits, from_file, toy
-    from sdegen.networks import NETWORKS
+    from sdegen.networks import network
     from sdegen.recipes import MODELS
 
+    if section == "network" and ":" in name:
+        return network(name)
     if section == "data" and name not in _known("data") and (Path(name).suffix or "/" in name):
         return from_file
     if name not in _known(section):
         raise UsageError(f"{section}: there is no {name!r}{nearest(name, _known(section))}")
     if section == "data":
         return digits if name == "digits" else toy
-    return {"model": MODELS, "network": NETWORKS}[section][name]
+    return MODELS[name] if section == "model" else network(name)
 
 
 def _parameters(section: str, name: str) -> list[str]:

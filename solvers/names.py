@@ -17,7 +17,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 
 from solvers.integrate import Solver
 
-__all__ = ["GROUP", "find", "installed", "resolve"]
+__all__ = ["GROUP", "find", "installed", "load", "resolve"]
 
 GROUP = "sdegen.solvers"
 
@@ -58,37 +58,53 @@ def resolve(solver: str | Solver[Any]) -> Solver[Any]:
 
     if not isinstance(solver, str):
         return solver
-    where, _, what = solver.rpartition(":")
-    if solver.endswith(".py"):
-        where, what = solver, ""
-    if where:
-        return _loaded(solver, where, what)
+    if ":" in solver or solver.endswith(".py"):
+        return _made(solver, solver)
     known: dict[str, Solver[Any] | EntryPoint] = {**installed(), **SOLVERS}
     found = find(solver, known, "solver")
-    if isinstance(found, EntryPoint):
-        where, _, what = found.value.partition(":")
-        return _loaded(solver, where.strip(), what.partition("[")[0].strip())
-    return found
+    return _made(solver, found.value.partition("[")[0].strip()) if isinstance(found, EntryPoint) else found
 
 
-def _loaded(solver: str, where: str, what: str) -> Solver[Any]:
-    """The object ``what`` of a module or file, made into a solver."""
+def _made(solver: str, place: str) -> Solver[Any]:
+    """The object at a place, made into a solver."""
+    made = load(place, "solver", what=_only)
     try:
-        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        made = getattr(module, what or _only(module))
         made = made() if isinstance(made, type) else made
     except Exception as error:  # whatever somebody else's code may raise
-        kind = "" if isinstance(error, (ImportError, OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ValueError(f"cannot load the solver {solver!r}: {kind}{' '.join(str(error).split())}") from error
+        raise _failed(solver, "solver", error) from error
     if not isinstance(made, Solver):
         raise ValueError(f"{solver!r} is a {type(made).__name__}, not a solvers.Solver")
     return cast("Solver[Any]", made)
 
 
+def load(name: str, kind: str, *, what: Callable[[ModuleType], str] | None = None) -> Any:
+    """The object behind "package.module:thing" or "path/to/file.py:thing".
+
+    Args:
+        name: the place.
+        kind: what it should be, for the message.
+        what: chooses the thing in a file that is given without one.
+
+    Raises:
+        ValueError: it cannot be loaded, whatever the reason; one line.
+    """
+    where, _, thing = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    try:
+        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        return getattr(module, thing or (what(module) if what else ""))
+    except Exception as error:
+        raise _failed(name, kind, error) from error
+
+
+def _failed(name: str, kind: str, error: Exception) -> ValueError:
+    said = "" if isinstance(error, (ImportError, OSError, ValueError)) else f"{type(error).__name__}: "
+    return ValueError(f"cannot load the {kind} {name!r}: {said}{' '.join(str(error).split())}")
+
+
 def _file(path: Path) -> ModuleType:
     """The module in a file; the same one as long as the file does not change."""
     path = path.resolve()
-    name = f"_solver_in_{path.stem}_{abs(hash((path, path.stat().st_mtime_ns)))}"
+    name = f"_loaded_from_{path.stem}_{abs(hash((path, path.stat().st_mtime_ns)))}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

@@ -15,7 +15,6 @@ x0 and eps unchanged, between the noise levels that both paths have.
 from __future__ import annotations
 
 import copy
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,8 +28,8 @@ from sdegen.files import sha256
 from sdegen.oracles import ORACLES, Oracle
 from sdegen.paths import CURVES, PATHS, GaussianPath
 from solvers import DiffusionProblem, standard_normal
+from solvers.names import find, load
 from solvers.problem import Path
-from solvers.solve import find
 
 __all__ = ["HOME", "Target", "as_target", "find_target", "source"]
 
@@ -160,11 +159,7 @@ def source(name: str) -> str:
 
 
 def _made(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        thing = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load the target {name!r}: {error}") from error
+    thing = load(name, "target")
     return thing() if callable(thing) and not isinstance(thing, torch.nn.Module) else thing
 
 

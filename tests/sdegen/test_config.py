@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdegen.config import RunConfig, UsageError, build, configure, read_toml
+from sdegen.config import Choice, RunConfig, UsageError, build, configure, read_toml
 from sdegen.networks import UNet
 from sdegen.train import TrainConfig
 
@@ -163,3 +163,25 @@ def test_differences() -> None:
     assert config("--train.steps", "10", "--train.lr=1").differences(begun) == ["train.lr was 0.002, is 1.0"]
     assert config("--train.steps", "10", "--network=mlp").differences(begun) == ["network.name was unet, is mlp"]
     assert config("--train.steps", "10", "--seed=1").differences(begun) == ["seed was 0, is 1"]
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Own(nn.Linear):\n"
+        "    def __init__(self, event_shape: tuple[int, ...], outputs: int = 1, classes: int = 0, scale: float = 1):\n"
+        "        super().__init__(2, 2 * outputs)\n"
+        "        self.event_shape, self.scale = event_shape, scale\n"
+        "    def forward(self, z, logsnr, cond=None):\n"
+        "        return self.scale * super().forward(z)\n"
+    )
+    name = f"{tmp_path / 'own.py'}:Own"
+    config, _ = configure(["--data", "moons", "--network", name, "--network.scale", "2"])
+    assert config.network == Choice(name, {"scale": 2.0})
+    again = RunConfig.from_toml(config.to_toml())
+    _, model = build(again)
+    assert model.denoiser.net.scale == 2.0
+    with pytest.raises(ValueError, match=r"cannot load the network .*no attribute 'Other'"):
+        configure(["--network", f"{tmp_path / 'own.py'}:Other"])
+    with pytest.raises(UsageError, match=r"unknown option --network\.depth"):
+        configure(["--network", name, "--network.depth", "2"])
