@@ -46,10 +46,11 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--n", type=PositiveInt, help="only the first so many data (default: all)")
     parser.add_argument("--draws", type=PositiveInt, default=16, help="noise levels per datum and repeat")
     parser.add_argument("--repeats", type=PositiveInt, default=2, help="independent repeats, for the standard error")
-    parser.add_argument("--solver", default="dopri54", help="of the ODE")
-    parser.add_argument("--tol", type=PositiveFloat, help="tolerance of the ODE's solver (default: 1e-4)")
-    parser.add_argument("--steps", type=PositiveInt, help="steps of the ODE's solver, where they are fixed")
-    parser.add_argument("--ode_draws", type=PositiveInt, default=2, help="z0 per datum, where the data are grey levels")
+    parser.add_argument("--solver", help="of the ODE (default: rk4, and dopri54 where there is a tolerance)")
+    parser.add_argument("--tol", type=PositiveFloat, help="tolerance of a solver that chooses its steps")
+    parser.add_argument("--steps", type=PositiveInt, help="steps of a solver whose steps are fixed")
+    parser.add_argument("--dequantizer", help="of grey levels under a density decoder: uniform or truncated-normal")
+    parser.add_argument("--ode_draws", type=PositiveInt, help="z0 per datum, where it is drawn (default: 2)")
     parser.add_argument("--probes", type=PositiveInt, help="of Hutchinson's trace (default: 1, and 2 for densities)")
     parser.add_argument("--exact", action="store_true", help="the exact trace, in place of Hutchinson's")
     parser.add_argument(
@@ -120,9 +121,9 @@ def _asked(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, str]
         found |= {f"DDPM T={T}": f"bound(T={T}, {effort})" for T in chosen.T if f"DDPM T={T}" not in found}
         found["VP-SDE"] = f"bound(T=inf, {effort})"
     if chosen.ode:
-        given = {"solver": chosen.solver, "tol": chosen.tol, "steps": chosen.steps, "probes": chosen.probes}
+        names = ("solver", "tol", "steps", "probes", "dequantizer")
+        given = {**{name: getattr(chosen, name) for name in names}, "draws": chosen.ode_draws, "exact": chosen.exact}
         options = {key: value for key, value in given.items() if value is not None}
-        options |= {"draws": chosen.ode_draws, "exact": chosen.exact}
         found["ODE"] = f"ode({', '.join(f'{key}={value}' for key, value in options.items())})"
     if chosen.iwae:
         if name != "vae":

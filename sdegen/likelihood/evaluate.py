@@ -17,9 +17,10 @@ data, the method with all its options, the seed. Ask for it ``again`` to compute
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,21 +161,28 @@ def evaluate(
     found: dict[str, LikelihoodReport] = {}
     known: set[str] = set()
     for title, job in jobs.items():
-        compute = partial(_shard, job, x, cond, settings)
+        compute = partial(_shard, job, functools.cache(partial(job.learn, x, cond, seed)), x, cond, settings)
+        merge = partial(_whole, None if target_se is None else target_se * job.nats_per_unit(bin_width), max_nfe)
         tell = None if progress is None else partial(progress, title)
         if store is None:
-            found[title] = merged([compute(rows, part(tell, i, len(shards))) for i, rows in enumerate(shards)])
+            found[title] = merge([compute(rows, part(tell, i, len(shards))) for i, rows in enumerate(shards)])
             continue
         full = chosen[title].full
         key = fingerprint(full, *job.depends_on, x, cond, settings, shard)
-        found[title], had = store.get(key, title, shards, compute, tell, again=again, formula=full)
+        found[title], had = store.get(key, title, shards, compute, merge, tell, again=again, formula=full)
         if had:
             known.add(title)
     return Evaluation(found, card, frozenset(known))
 
 
 def _shard(
-    job: Estimator, x: Tensor, cond: Tensor | None, settings: Mapping[str, Any], rows: range, progress: Progress | None
+    job: Estimator,
+    learn: Callable[[], Any],
+    x: Tensor,
+    cond: Tensor | None,
+    settings: Mapping[str, Any],
+    rows: range,
+    progress: Progress | None,
 ) -> LikelihoodReport:
     """The report of some examples. Each meets its share of the target, so that all meet it together.
 
@@ -184,11 +192,25 @@ def _shard(
     effort: dict[str, Any] = {}
     if not job.exact:
         target, share = settings["target_se"], math.sqrt(len(x) / len(rows))
-        effort = dict(settings)
+        effort = {**settings, "learned": learn()}
         if target is not None:
             effort["target_se"] = target * share * job.nats_per_unit(settings["bin_width"])
     tell = None if progress is None else lambda done, of: progress(done / of)
     return job.run(x[rows.start : rows.stop], labels, samples=rows, progress=tell, **effort)
+
+
+def _whole(target: float | None, max_nfe: int | None, parts: Sequence[LikelihoodReport]) -> LikelihoodReport:
+    """One report of all shards. Whether the target (nats) is met is said of the whole and not of every shard."""
+    report = merged(parts)
+    notes = [note for note in report.note.split("; ") if note and "target" not in note]
+    if target is not None and report.estimator_se > target:
+        bits = report.bits_offset is not None
+        is_, wanted = (report.in_bits(e) if bits else e for e in (report.estimator_se, target))
+        budget = "" if max_nfe is None else f" within max_nfe={max_nfe}"
+        notes.insert(
+            0, f"the target was not reached{budget}: {is_:.3g} {'bits/dim' if bits else 'nats'}, not {wanted:.3g}"
+        )
+    return replace(report, note="; ".join(notes))
 
 
 def _given(

@@ -4,7 +4,7 @@
 ``bound``              the variational bound: the model's own; ``bound(T=10)`` as a DDPM with so many levels,
                        ``bound(T=inf)`` with all of them, the same weights
 ``ode``                the probability-flow ODE; ``ode(tol=1e-5, probes=4)``, ``ode(solver=heun, steps=40)``,
-                       ``ode(exact=true)``
+                       ``ode(exact=true)``, and of grey levels with a density decoder ``ode(dequantizer=uniform)``
 ``iwae``               the importance-weighted bound of a VAE, ``iwae(K=5000)``
 ``uniform``            baselines, exact: all levels alike,
 ``histogram``          one histogram for all coordinates,
@@ -24,7 +24,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -33,11 +33,15 @@ from torch import Tensor
 from sdegen.bins import Bins
 from sdegen.data import Dataset
 from sdegen.likelihood.bound import bound
+from sdegen.likelihood.control import LinearGaussian
+from sdegen.likelihood.dequantize import DEQUANTIZERS, Dequantizer
 from sdegen.likelihood.importance import importance
+from sdegen.likelihood.log_density import Route
 from sdegen.likelihood.ode import ode_likelihood
 from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.scoring import offset
 from sdegen.likelihood.trace import Exact, Hutchinson
+from sdegen.likelihood.variate import variate_for
 from sdegen.models import (
     VAE,
     GaussianDiffusion,
@@ -48,7 +52,7 @@ from sdegen.models import (
     uniform,
 )
 from sdegen.parsing import nearest
-from solvers import resolve
+from solvers.solve import find
 
 __all__ = ["METHODS", "Estimator", "Method"]
 
@@ -59,14 +63,18 @@ class Estimator:
 
     Args:
         run: ``run(x, cond, samples=, progress=)`` -> report, and unless it is exact ``seed``, ``target_se`` (nats),
-            ``max_nfe`` and ``bin_width`` too. ``samples`` are the numbers of the examples, which key their noise.
+            ``max_nfe``, ``bin_width`` and ``learned`` too. ``samples`` are the numbers of the examples, which key their
+            noise.
         model: the model that is scored; None for a baseline.
         trained_on: what a baseline learns from.
+        learn: ``learn(x, cond, seed)`` -> ``learned``, what ``run`` needs to know of all data so that it gives for a
+            part of them what it gives for the whole: a control variate.
     """
 
     run: Callable[..., LikelihoodReport]
     model: LatentVariableModel | None = None
     trained_on: Tensor | None = None
+    learn: Callable[[Tensor, Tensor | None, int], Any] = lambda x, cond, seed: None
 
     @property
     def exact(self) -> bool:
@@ -164,56 +172,92 @@ def _bound(
         model = model.continuous() if math.inf == T else model.discretize(int(T), grid=grid, variance=variance)
     _countable(model, data)
 
-    def run(x: Tensor, cond: Tensor | None = None, **rest: Any) -> LikelihoodReport:
-        return bound(model, x, cond, draws=draws, repeats=repeats, **_taken(bound, rest))
+    def learn(x: Tensor, cond: Tensor | None, seed: int) -> tuple[Any, float]:
+        variate = variate_for("auto", model, x, cond, draws * repeats, seed)
+        return variate, 0.0 if variate is None else variate.calls / len(x)
 
-    return Estimator(run, model)
+    def run(
+        x: Tensor,
+        cond: Tensor | None = None,
+        *,
+        learned: tuple[Any, float] = ("auto", 0.0),
+        max_nfe: int | None = None,
+        **rest: Any,
+    ) -> LikelihoodReport:
+        control, calls = learned  # the calls of the pilot, for each example
+        most = None if max_nfe is None else int(max_nfe - calls)
+        found = bound(model, x, cond, draws=draws, repeats=repeats, control=control, max_nfe=most, **rest)
+        return replace(found, forward=found.forward + calls)
+
+    return Estimator(run, model, learn=learn)
 
 
 def _ode(
     model: LatentVariableModel,
     data: Dataset | None,
     *,
-    solver: str = "dopri54",
+    solver: str | None = None,
     tol: float | None = None,
     steps: int | None = None,
-    draws: int = 2,
+    variable: str = "flow",
+    draws: int | None = None,
+    K: int = 1,
     probes: int | None = None,
     exact: bool = False,
+    dequantizer: str | None = None,
 ) -> Estimator:
-    """Args: solver with its tolerance or steps; z_0 per datum of grey levels; probes of the trace, or the exact one."""
+    """Args: solver, its tolerance or steps, its clock; z_0 per datum, weighted in groups of K; probes, or exact."""
     model = _diffusion(model, "ode").continuous()
-    method = resolve(solver)
-    if method.stochastic:
-        raise ValueError(f"ode: {solver} draws noise: the ODE needs a solver without")
-    if (method.nfe_per_step == 0) == (steps is not None):
-        kind, want = ("chooses its own", "tol, not steps") if steps else ("takes fixed", "steps")
-        raise ValueError(f"ode: {solver} {kind} steps: give {want}")
     if exact and model.dims > Exact().limit:
         raise ValueError(
-            f"ode: the exact trace is for at most {Exact().limit} coordinates, not {model.dims}: use probes"
+            f"ode: the exact trace of {model.dims} coordinates costs {model.dims} products per evaluation, and "
+            f"the limit is {Exact().limit}: use probes"
         )
-    budget = {"steps": steps} if steps else {"tol": tol or 1e-4}
+    spread = _dequantizer(dequantizer, model, data)
+    trace = Exact() if exact else None if probes is None else Hutchinson(probes)
+    route = {"solver": solver, "tol": tol, "steps": steps, "variable": variable}
+    Route.of(model.path, trace or Hutchinson(), **route)  # says what does not go together
 
-    _countable(model, data)
+    def learn(x: Tensor, cond: Tensor | None, seed: int) -> Any:
+        return None if exact else LinearGaussian.fit(x)
 
-    def run(x: Tensor, cond: Tensor | None = None, *, seed: int = 0, **rest: Any) -> LikelihoodReport:
-        trace = Exact() if exact else Hutchinson(probes or (1 if model.discrete else 2), seed)
-        z0 = draws if model.discrete else 1
+    def run(
+        x: Tensor, cond: Tensor | None = None, *, learned: Any = "auto", seed: int = 0, **rest: Any
+    ) -> LikelihoodReport:
+        given = replace(trace, seed=seed) if isinstance(trace, Hutchinson) else trace
         return ode_likelihood(
-            model, x, cond, solver=solver, trace=trace, draws=z0, seed=seed, **budget, **_taken(ode_likelihood, rest)
+            model,
+            x,
+            cond,
+            trace=given,
+            control=learned,
+            dequantizer=spread,
+            draws=draws,
+            K=K,
+            seed=seed,
+            **route,
+            **rest,
         )
 
-    return Estimator(run, model)
+    return Estimator(run, model, learn=learn)
 
 
-def _iwae(model: LatentVariableModel, data: Dataset | None, *, K: int = 100, repeats: int = 2) -> Estimator:
-    """Args: K latents per datum and repeat; repeats."""
+def _iwae(
+    model: LatentVariableModel,
+    data: Dataset | None,
+    *,
+    K: int = 100,
+    repeats: int = 2,
+    debias: bool = False,
+    dequantizer: str | None = None,
+) -> Estimator:
+    """Args: K latents per datum and repeat; repeats; the jackknife's estimate in place of the bound."""
     if not isinstance(model, VAE):
         raise ValueError(f"iwae is for a VAE, and this model is a {type(model).__name__}")
+    spread = _dequantizer(dequantizer, model, data)
 
-    def run(x: Tensor, cond: Tensor | None = None, **rest: Any) -> LikelihoodReport:
-        return importance(model, x, K, cond, repeats=repeats, **_taken(importance, rest))
+    def run(x: Tensor, cond: Tensor | None = None, *, learned: None = None, **rest: Any) -> LikelihoodReport:
+        return importance(model, x, K, cond, repeats=repeats, debias=debias, dequantizer=spread, **rest)
 
     return Estimator(run, model)
 
@@ -223,7 +267,7 @@ def _baseline(make: Callable[[], LatentVariableModel], x: Tensor) -> Estimator:
     made = functools.cache(make)
 
     def run(x: Tensor, cond: Tensor | None = None, **rest: Any) -> LikelihoodReport:
-        return bound(made(), x, draws=1, repeats=1, **_taken(bound, rest))
+        return bound(made(), x, **rest)
 
     return Estimator(run, trained_on=x)
 
@@ -280,12 +324,23 @@ def _countable(model: LatentVariableModel, data: Dataset | None) -> None:
     if data is not None and data.bins is not None and not model.discrete:
         raise ValueError(
             f"{data.name} has grey levels and this model's decoder is a density, which gives a point no bits/dim: "
-            "use a discrete decoder, such as softmax"
+            "use a discrete decoder, such as softmax, or ode(dequantizer=uniform)"
         )
 
 
-def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in given.items() if k in inspect.signature(function).parameters}
+def _dequantizer(name: str | None, model: LatentVariableModel, data: Dataset | None) -> Dequantizer | None:
+    """What spreads grey levels over their bins, where a density decoder needs it."""
+    if name is None:
+        _countable(model, data)
+        return None
+    if model.discrete:
+        raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")
+    if data is None or data.bins is None:
+        raise ValueError("a dequantizer spreads grey levels over their bins, and these data have none")
+    make = find(name, DEQUANTIZERS, "dequantizer")
+    if not isinstance(model, GaussianDiffusion) and name != "uniform":
+        raise ValueError(f"the {name} dequantizer takes its width from a path, and this model has none: use uniform")
+    return make(data.bins, model)  # type: ignore[arg-type]
 
 
 def _options(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -201,6 +202,7 @@ def merged(reports: Sequence[LikelihoodReport]) -> LikelihoodReport:
     errors = [r.solver_error for r in reports]
     return replace(
         first,
+        kind=first.kind if len({r.kind for r in reports}) == 1 else "estimate",
         values=values,
         parts={name: mean([r.parts[name] for r in reports]) for name in first.parts},
         estimator_se=math.sqrt(noise) / n,
@@ -211,7 +213,7 @@ def merged(reports: Sequence[LikelihoodReport]) -> LikelihoodReport:
         jvp=mean([r.jvp for r in reports]),
         seconds=sum(r.seconds for r in reports),
         settings={name: _either([r.settings[name] for r in reports]) for name in first.settings},
-        note="; ".join(dict.fromkeys(r.note for r in reports if r.note)),
+        note="; ".join({re.sub(r"[\d.]+", "", r.note): r.note for r in reversed(reports) if r.note}.values()),
     )
 
 

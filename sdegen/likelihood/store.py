@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdegen.files import Busy, locked
-from sdegen.likelihood.report import LikelihoodReport, merged
+from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.tables import row
 from sdegen.models import LatentVariableModel
 from sdegen.results import names, read, write
@@ -67,6 +67,7 @@ class Store:
         title: str,
         shards: Sequence[range],
         compute: Compute,
+        merge: Callable[[Sequence[LikelihoodReport]], LikelihoodReport],
         progress: Progress | None = None,
         *,
         again: bool = False,
@@ -79,6 +80,7 @@ class Store:
             title: for people; the group is called after it.
             shards: examples, a shard at a time.
             compute: ``compute(rows, progress)`` -> report.
+            merge: reports of all shards -> report.
             progress: called with the share that is done.
             again: compute what is kept too; it stays until the new one is whole.
             more: attributes of the result.
@@ -96,7 +98,7 @@ class Store:
         while True:
             todo = [rows for rows in order if not _file(folder, rows).exists()]
             if not todo and None not in (parts := [_read(_file(folder, rows)) for rows in shards]):
-                whole = merged([part for part in parts if part is not None])
+                whole = merge([part for part in parts if part is not None])
                 self._keep(key, title, whole, **more)
                 return whole, False
             if not again and (kept := self.find(key)) is not None:  # another process has put the shards together

@@ -222,10 +222,10 @@ def test_sample_refuses(trained: Path, words: list[str], message: str, capsys: C
         (["--T", "10,-1"], "T: expected a list"),
         (["--iwae", "5"], "--iwae is for a vae"),
         (["--bin_width=0.1"], "this model gives probabilities"),
-        (["--ode", "--solver=heun"], "heun takes fixed steps: give steps"),
+        (["--ode", "--solver=heun", "--tol=0.1"], "takes fixed steps"),
         (["--methods", "bund"], "unknown method 'bund'; did you mean bound?"),
         (["--target_se=0"], "target_se: expected a number >0, not 0"),
-        (["--ode", "--solver=ancestral", "--steps=3"], "ancestral draws noise"),
+        (["--ode", "--solver=ancestral", "--steps=3"], "draws noise"),
         (["--split", "validation"], "split"),
     ],
 )
