@@ -6,15 +6,16 @@ torchdiffeq
     casts the time to the dtype of the state (near t = 0 a float32 time is wrong in its first digits): the state is
     float64 inside and goes back to its own dtype for ``predict`` and at the end; steps beyond the end of the interval
     and interpolates back: ``step_t`` holds it at the end, and times are clamped to the interval; measures the error
-    over the whole batch, so that an adaptive solve of a sample depends on its company.
+    over the whole batch, so that an adaptive solve of a sample depends on its company. Its Adams methods have the
+    weights of equal steps and forget at the end of a call: they take some equal steps in each step of the grid.
 scipy
     lives on the CPU in float64 with flat states: the batch is one system, with one step size.
 both
     let a step grow tenfold. On a VP path nothing moves at either end, so that one step over the whole middle can look
     harmless (seen: error 0.3 at tolerance 1e-3, in silence): no step is longer than an eighth of the problem's range.
 torchsde
-    needs states (B, d), increasing time and a Brownian motion object: the equation is integrated in the clock lam,
-    where our own Brownian motion lives, and it is handed in; evaluates the drift once for its looks and again for its
+    needs states (B, d), increasing time and a Brownian motion object: ours is handed in, which lives in the clock lam,
+    and so does the equation, if not told otherwise; evaluates the drift once for its looks and again for its
     value: equal questions inside one step are asked once; draws from the global random state in its checks: it is put
     back.
 
@@ -27,13 +28,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.curves import VP_LAM
+from solvers.curves import VP_LAM, Coordinates, Lam
 from solvers.integrate import Solver
 from solvers.noise import Noise, area
 from solvers.problem import DiffusionProblem, Problem, mix
@@ -89,10 +90,12 @@ class TorchDiffEq(Solver[None]):
     Order and evaluations per step are those of the fixed-step method, both 0 for an adaptive one; noise none.
 
     Args:
-        method: adaptive ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun") or fixed-step ("euler", "midpoint",
-            "heun2", "heun3", "rk4": the 3/8 rule), one step for each step of the grid.
-        rtol: relative tolerance.
+        method: adaptive ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"; "scipy_solver", which is scipy's
+            LSODA and not differentiable), or fixed-step ("euler", "midpoint", "heun2", "heun3", "rk4": the 3/8 rule),
+            one step for each step of the grid, or of Adams ("explicit_adams", "implicit_adams").
+        rtol: relative tolerance, of an adaptive step and of the iteration of implicit Adams.
         atol: absolute tolerance.
+        parts: how many equal steps an Adams method takes in a step of the grid; two are of RK4, to start with.
 
     Reference: Chen et al. 2018, arXiv:1806.07366; https://github.com/rtqichen/torchdiffeq.
     """
@@ -100,6 +103,7 @@ class TorchDiffEq(Solver[None]):
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
+    parts: int = 8
 
     FIXED: ClassVar[dict[str, tuple[int, int]]] = {  # order, evaluations
         "euler": (1, 1),
@@ -108,13 +112,18 @@ class TorchDiffEq(Solver[None]):
         "heun3": (3, 3),
         "rk4": (4, 4),
     }
-    ADAPTIVE: ClassVar[tuple[str, ...]] = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")
+    ADAMS: ClassVar[tuple[str, ...]] = ("explicit_adams", "implicit_adams")  # and fixed_adams, which is the second
+    ADAPTIVE: ClassVar[tuple[str, ...]] = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2", "scipy_solver")
     reference = "Chen et al. 2018, arXiv:1806.07366 (torchdiffeq)"
 
     def __post_init__(self) -> None:
-        _check("torchdiffeq", self.method, {*self.FIXED, *self.ADAPTIVE})
+        _check("torchdiffeq", self.method, {*self.FIXED, *self.ADAMS, *self.ADAPTIVE})
         _check_tolerance(self.rtol, self.atol)
-        order, nfe = self.FIXED.get(self.method, (0, 0))
+        if self.parts < 4:
+            raise ValueError(f"an Adams method takes at least 4 equal steps in a step of the grid, got {self.parts}")
+        # Two steps of RK4, then the third-order formula, and more from step to step; the implicit one iterates.
+        adams = {"explicit_adams": (3, self.parts + 6), "implicit_adams": (4, 0)}
+        order, nfe = {**self.FIXED, **adams}.get(self.method, (0, 0))
         self.declare(order=order, nfe_per_step=nfe)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
@@ -124,7 +133,13 @@ class TorchDiffEq(Solver[None]):
             return ask(time, y.to(x.dtype)).to(y.dtype)
 
         ends = torch.stack([t, s]).to(x.device)
-        options = {"step_t": ends[1:], "max_step": _longest(problem)} if self.order == 0 else {}
+        options: dict[str, Any] = {}
+        if self.method in self.ADAMS:
+            options["step_size"] = (1 + 1e-12) * abs(float(s - t)) / self.parts  # or rounding adds one more step
+        elif self.method == "scipy_solver":
+            options |= {"solver": "LSODA", "max_step": _longest(problem)}
+        elif self.method in self.ADAPTIVE:
+            options |= {"step_t": ends[1:], "max_step": _longest(problem)}
         path = _library("torchdiffeq").odeint(
             velocity, x.double(), ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
         )
@@ -184,16 +199,19 @@ class ScipyODE(Solver[None]):
 class _Increments:
     """Our Brownian motion as torchsde asks for one: increments over an interval of its time, flat, and their areas."""
 
-    levy_area_approximation = "space-time"
-
-    def __init__(self, noise: Noise, like: Tensor, sign: float) -> None:
-        self.noise, self.sign = noise, sign
+    def __init__(self, noise: Noise, like: Tensor, lam: Callable[[Tensor], Tensor], levy: str) -> None:
+        self.noise, self.lam, self.levy_area_approximation = noise, lam, levy
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
 
-    def __call__(self, a: Tensor, b: Tensor, return_U: bool = False) -> Any:
-        """W(b) - W(a), and with it INT_a^b (W(u) - W(a)) du = h (W(b) - W(a)) / 2 + h sqrt(h / 12) area."""
-        start, end, h = self.sign * a, self.sign * b, b - a
+    def __call__(self, a: Tensor, b: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
+        """W(b) - W(a), and with it INT_a^b (W(u) - W(a)) du = h (W(b) - W(a)) / 2 + h sqrt(h / 12) area.
+
+        A Levy area between coordinates is asked for where it is multiplied by zero.
+        """
+        start, end, h = self.lam(a), self.lam(b), b - a
         w = mix((h.sqrt(), self.noise(start, end).reshape(self.shape)))
+        if return_A:
+            return w, None
         if not return_U:
             return w
         return w, mix((h / 2, w), (h * (h / 12).sqrt(), area(self.noise, start, end).reshape(self.shape)))
@@ -219,18 +237,39 @@ class _Equation:
         return mix((self.diffusion(time), v))
 
 
+class _Diagonal(_Equation):
+    """The same, for a method that wants the diffusion itself: a number for every coordinate."""
+
+    noise_type = "diagonal"
+
+    def g(self, time: Tensor, y: Tensor) -> Tensor:
+        return torch.full_like(y, float(self.diffusion(time)))
+
+
+class _Method(NamedTuple):
+    calculus: str
+    order: int  # weak, and evaluations per step
+    strong: float
+    equation: type[_Equation] = _Equation
+    levy: str = "space-time"
+
+
 @dataclass(frozen=True)
 class TorchSDE(Solver[None]):
-    """The reverse SDE by ``torchsde.sdeint``, on the circle in the clock lam, driven by the shared Brownian motion.
+    """The reverse SDE by ``torchsde.sdeint``, driven by the shared Brownian motion.
 
-    dx = drift dlam + sqrt(2) eta sigma dW(lam); one step of the library's method for each step of the grid.
+    On the circle in the clock lam it is dx = drift dlam + sqrt(2) eta sigma dW(lam); one step of the library's method
+    for each step of the grid. In another clock u, the increment of its Brownian motion over a step is that of W(lam),
+    scaled to variance du: right in law, and in the limit.
 
-    Weak order 1 with 1 evaluation per step (euler, milstein: the noise is additive), weak order 2 with 2 evaluations
-    (heun, midpoint, srk); strong order 1, and 1.5 for srk (which for additive noise is SRA1); noise white.
+    Weak order 1 with 1 evaluation per step (euler, milstein, euler_heun: the noise is additive), weak order 2 with 2
+    evaluations (heun, midpoint, srk; log_ode is midpoint and reversible_heun, which starts afresh in every step, is
+    heun where the noise is additive); strong order 1, and 1.5 for srk in lam (there it is SRA1); noise white.
 
     Args:
-        method: "euler", "milstein", "heun", "midpoint" or "srk".
+        method: "euler", "milstein", "euler_heun", "heun", "midpoint", "log_ode", "reversible_heun" or "srk".
         eta: amount of noise, > 0; 1 is the reverse SDE.
+        path: on which curve and in which clock; the problem's own where None.
 
     Reference: Li et al. 2020, arXiv:2001.01328; Kidger et al. 2021, arXiv:2105.13493;
     https://github.com/google-research/torchsde.
@@ -238,42 +277,52 @@ class TorchSDE(Solver[None]):
 
     method: str = "euler"
     eta: float = 1.0
+    path: Coordinates | None = VP_LAM
 
-    METHODS: ClassVar[dict[str, tuple[str, int, float]]] = {  # calculus, weak order = evaluations, strong order
-        "euler": ("ito", 1, 1.0),
-        "milstein": ("ito", 1, 1.0),
-        "heun": ("stratonovich", 2, 1.0),
-        "midpoint": ("stratonovich", 2, 1.0),
-        "srk": ("ito", 2, 1.5),
+    METHODS: ClassVar[dict[str, _Method]] = {
+        "euler": _Method("ito", 1, 1.0),
+        "milstein": _Method("ito", 1, 1.0),
+        "euler_heun": _Method("stratonovich", 1, 1.0),
+        "heun": _Method("stratonovich", 2, 1.0),
+        "midpoint": _Method("stratonovich", 2, 1.0),
+        "log_ode": _Method("stratonovich", 2, 1.0, levy="foster"),
+        "reversible_heun": _Method("stratonovich", 2, 1.0, _Diagonal),
+        "srk": _Method("ito", 2, 1.5),
     }
     stochastic = True
-    invariant = True
     reference = "Li et al. 2020, arXiv:2001.01328 (torchsde)"
 
     def __post_init__(self) -> None:
         _check("torchsde (with additive noise)", self.method, self.METHODS)
         if not self.eta > 0:
             raise ValueError(f"eta is positive (use an ODE solver without noise), got {self.eta}")
-        _, order, strong = self.METHODS[self.method]
-        self.declare(order=order, nfe_per_step=order, strong_order=strong)
+        method, in_lam = self.METHODS[self.method], self.path is not None and isinstance(self.path.clock, Lam)
+        self.declare(order=method.order, nfe_per_step=method.order, strong_order=method.strong if in_lam else 1.0)
+        self.declare(invariant=self.path is not None)
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise
     ) -> tuple[Tensor, None]:
-        path, shape = problem.path, x.shape
-        lam_t, lam_s = path.logsnr(t) / 2, path.logsnr(s) / 2
-        # torchsde's time grows: it is lam on the way to the data, and VP_LAM's own time, -lam, on the way back.
-        sign = 1.0 if lam_s > lam_t else -1.0
-        a, b = sign * lam_t, sign * lam_s
-        sde = problem.rescaled(VP_LAM).sde(self.eta, encode=sign < 0)
+        path, shape, method = problem.path, x.shape, self.METHODS[self.method]
+        there = path if self.path is None else self.path.over(path)
+        u, v = (t, s) if there is path else (there.time(path.logsnr(end)) for end in (t, s))
+        sign = 1.0 if v < u else -1.0  # torchsde's time grows: it is -u on the way to the data, and u on the way back
+        sde = (problem if there is path else problem.rescaled(there)).sde(self.eta, encode=sign < 0)
 
-        def drift(y: Tensor, time: Tensor) -> Tensor:
-            return -sign * sde.drift(y.reshape(shape), -sign * time).reshape(y.shape)
+        def time(tau: Tensor) -> Tensor:
+            return (-sign * tau).clamp(torch.minimum(u, v), torch.maximum(u, v))
 
-        equation = _Equation(self.METHODS[self.method][0], drift, lambda time: sde.diffusion(-sign * time))
-        start = mix((VP_LAM.alpha(-lam_t) / path.alpha(t), x)).reshape(len(x), -1)
+        def drift(y: Tensor, tau: Tensor) -> Tensor:
+            return -sign * sde.drift(y.reshape(shape), time(tau)).reshape(y.shape)
+
+        def lam(tau: Tensor) -> Tensor:
+            return there.logsnr(time(tau)) / 2
+
+        equation = method.equation(method.calculus, drift, lambda tau: sde.diffusion(time(tau)))
+        start = mix((there.alpha(u) / path.alpha(t), x)).reshape(len(x), -1)
+        bm = _Increments(noise, start, lam, method.levy)
         with _library("torch.random").fork_rng([x.device] if x.is_cuda else []):
             # A step longer than the interval is cut at its end; one of its length could miss it by rounding.
-            bm, dt = _Increments(noise, start, sign), 2 * float(b - a)
-            ys = _library("torchsde").sdeint(equation, start, torch.stack([a, b]), bm=bm, method=self.method, dt=dt)
-        return mix((path.alpha(s) / VP_LAM.alpha(-lam_s), ys[-1].reshape(shape))), state
+            ends, dt = torch.stack([-sign * u, -sign * v]), 2 * float(abs(v - u))
+            ys = _library("torchsde").sdeint(equation, start, ends, bm=bm, method=self.method, dt=dt)
+        return mix((path.alpha(s) / there.alpha(v), ys[-1].reshape(shape))), state

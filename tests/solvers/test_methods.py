@@ -204,22 +204,6 @@ def test_no_black_box_asks_for_ever(solver, monkeypatch: pytest.MonkeyPatch) -> 
         integrate(solver, shakes, torch.ones(1, 1).double(), torch.tensor([0.0, 1.0]))
 
 
-@pytest.mark.parametrize("method", ScipyODE.METHODS)
-def test_every_scipy_method_runs(method: str, vp) -> None:
-    problem = gaussian(vp)
-    x = starts(problem, 2)
-    exact = solve(problem, x, solver="dop853_lam", tol=1e-12).x
-    assert (solve(problem, x, solver=ScipyODE(method), tol=1e-6).x - exact).abs().max() < 1e-3
-
-
-@pytest.mark.parametrize("method", [*TorchDiffEq.ADAPTIVE])
-def test_every_adaptive_torchdiffeq_method_runs(method: str, vp) -> None:
-    problem = gaussian(vp)
-    x = starts(problem, 2)
-    exact = solve(problem, x, solver="dop853_lam", tol=1e-12).x
-    assert (solve(problem, x, solver=TorchDiffEq(method), tol=1e-6).x - exact).abs().max() < 1e-3
-
-
 def test_torchsde_euler_is_euler_maruyama_in_lam() -> None:
     """On a VP path that is linear in logsnr, t and lam differ by a factor: the two are the same numbers."""
     from sdegen.paths import VP, LinearLogSNR

@@ -1,0 +1,122 @@
+"""Every method of torchdiffeq, scipy and torchsde that applies, in every variable, held to what it declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from solvers import (
+    EDM,
+    FLOW,
+    VP_LAM,
+    BrownianMotion,
+    DiffusionProblem,
+    OnPath,
+    ScipyODE,
+    Solver,
+    TorchDiffEq,
+    TorchSDE,
+    integrate,
+    solve,
+)
+from solvers.certify import certify, contract, gaussian, local_order, measured_order, noise_scale, starts, weak_order
+from solvers.curves import Coordinates
+from solvers.grids import logsnr
+
+Problems = dict[str, DiffusionProblem]
+
+VARIABLES: dict[str, Coordinates | None] = {"t": None, "logsnr": VP_LAM, "sigma / alpha": EDM, "flow time": FLOW}
+
+ADAPTIVE: list[Solver[Any]] = [
+    *(TorchDiffEq(method) for method in TorchDiffEq.ADAPTIVE),
+    *(ScipyODE(method) for method in ScipyODE.METHODS),
+]
+
+
+def inside(solver: Solver[Any], variable: str) -> Solver[Any]:
+    path = VARIABLES[variable]
+    return solver if path is None else OnPath(solver, path)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+@pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda s: f"{type(s).__name__}-{s.method}")
+def test_every_adaptive_method_follows_its_tolerance_in_every_variable(
+    solver: Solver[Any], variable: str, vp: Any
+) -> None:
+    """Two samples of a Gaussian, whose ODE keeps every state at its number of standard deviations."""
+    problem, ends = gaussian(vp, 0.0, 0.5), torch.tensor([vp.t_max, vp.t_min], dtype=torch.float64)
+    std = ((0.5 * vp.alpha(ends)) ** 2 + vp.sigma(ends) ** 2).sqrt()
+    x = std[0] * torch.tensor([[-1.5], [0.5]], dtype=torch.float64)
+    done = solve(problem, x, solver=inside(solver, variable), tol=1e-4)
+    assert (done.x - x * std[1] / std[0]).abs().max() < 4e-3
+    assert 20 < done.nfe < 2000
+
+
+FIXED: list[Solver[Any]] = [
+    *(TorchDiffEq(method) for method in TorchDiffEq.FIXED),
+    TorchDiffEq("explicit_adams"),
+    TorchDiffEq("implicit_adams", 1e-10, 1e-12),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+@pytest.mark.parametrize("solver", FIXED, ids=lambda s: s.method)
+def test_fixed_steps_have_their_order(
+    solver: Solver[Any], problems: Problems, answers: dict[str, Tensor], vp: Any
+) -> None:
+    assert local_order(solver, vp, warm=True).slope == pytest.approx(solver.order + 1, abs=0.25)
+    for variable, name in (("t", "vp"), ("flow time", "ve")):
+        x = starts(problems[name])
+        measured = measured_order(inside(solver, variable), problems[name], x, steps=(20, 40), answer=answers[name])
+        assert measured.slope > solver.order - 0.2, f"{variable}: {measured}"
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
+@pytest.mark.parametrize("method", TorchDiffEq.ADAMS)
+def test_adams_keeps_the_contract(method: str, vp: Any) -> None:
+    assert [check for check in contract(TorchDiffEq(method), vp) if not check.passed] == []
+
+
+def test_adams_needs_room_to_start() -> None:
+    with pytest.raises(ValueError, match="at least 4 equal steps in a step of the grid, got 3"):
+        TorchDiffEq("explicit_adams", parts=3)
+
+
+SDES = [
+    *(TorchSDE(method, path=None) for method in TorchSDE.METHODS),
+    *(TorchSDE(method, 0.5, path=path) for method in ("euler", "heun") for path in (EDM, FLOW)),
+]
+
+
+@pytest.mark.parametrize("solver", SDES, ids=lambda s: f"{s.method}-{s.path and type(s.path.clock).__name__}")
+def test_every_sde_method_in_every_variable(solver: TorchSDE, path: Any) -> None:
+    for measured in weak_order(solver, path, logsnr, steps=(40, 80, 160)):
+        assert measured.attains(solver.order), measured
+    assert all(scale.right for scale in noise_scale(solver, path))
+
+
+@pytest.mark.parametrize("method", ["euler_heun", "log_ode", "reversible_heun"])
+def test_methods_beyond_the_registered_ones(method: str, problems: Problems) -> None:
+    certificate = certify(TorchSDE(method), {"vp": problems["vp"]}, grids=["uneven"])
+    assert certificate.passed, f"\n{certificate}"
+
+
+def test_where_the_noise_is_additive_methods_meet(vp: Any) -> None:
+    problem = gaussian(vp)
+    x, ts = starts(problem, 3), logsnr(vp, 12)
+
+    def run(method: str) -> Tensor:
+        return integrate(TorchSDE(method), problem, x, ts, noise=BrownianMotion(x, 2)).x
+
+    assert torch.allclose(run("log_ode"), run("midpoint"), atol=1e-12)
+    assert torch.allclose(run("reversible_heun"), run("heun"), atol=1e-12)
+    assert not torch.allclose(run("heun"), run("midpoint"), atol=1e-6)
+
+
+def test_half_an_order_more_needs_the_clock_of_the_noise() -> None:
+    assert TorchSDE("srk").strong_order == 1.5
+    assert TorchSDE("srk", path=EDM).strong_order == 1.0
+    assert TorchSDE("srk", path=None).strong_order == 1.0
