@@ -40,7 +40,8 @@ it is done, in any order, from any number of processes, and a sweep that was kil
                    what      stochastic, order (declared), equation ("ODE", "SDE", "SDE 0.5": with eta; "own": no such
                              equation is known, the solver's own limit; "none": it has no limit, and so no error)
                    spent     steps, nfe (network calls, counted), nfe_mean (the same where samples differ in it)
-                   accuracy  error with its 95 % interval error_low, error_high; error_median; reference_error
+                   accuracy  error with its 95 % interval error_low, error_high; error_median, which a few noises that
+                             end in another mode do not rule, with its; reference_error, reference_error_median
                    law       sliced_w2, w2, energy, mode_error, mean_error, cov_error, log_density; for each of them
                              NAME_floor, what exact samples of the same size have, and NAME_floor_high, the end of
                              their 95 % range: a distance below it cannot be told from zero. NaN where truth is unknown
@@ -51,8 +52,8 @@ it is done, in any order, from any number of processes, and a sweep that was kil
                    command, platform
     orders         axis ``row``, one for each target, path, grid and solver with fixed steps: target, path, grid,
                    solver, stochastic, order (declared; of strong convergence where stochastic), measured,
-                   measured_low, measured_high (95 %), steps_from, steps_to: the slope between the two finest budgets
-                   whose error is well above that of the reference
+                   measured_low, measured_high (95 %), steps_from, steps_to: the slope of the median error between the
+                   two finest budgets whose error is well above that of the reference
     samples/N      pictures of the N-th target (attribute ``target``): ``cell`` (row numbers of ``comparison``),
                    ``x`` (cell, noise, ...) endpoints of the first noises, decoded to data, float32; ``exact``
                    (equation, noise, ...) where the ODE and the SDE take them, with the coordinate ``equation``

@@ -6,7 +6,8 @@ times. And last on a large cloud, where the truth is known, for the distances in
 
 *Time* is taken apart by holding watches over the network and over the Brownian motion: what is left is the solver's
 own, and divided by the steps it is the *overhead*, which must be small beside a network call and can be compared across
-machines of one kind only. Short solves are repeated, and the fastest counts.
+machines of one kind only. It is the time of the thread that solves, so that other programs do not count; on a GPU, that
+of the wall. Short solves are repeated, and the fastest counts.
 
 *Memory* of the process says nothing about a solver that holds some kilobytes, and ``tracemalloc`` does not see torch.
 So the tensors are counted: every tensor of a state's size that is made outside network and noise, from its birth until
@@ -128,10 +129,11 @@ def _errors(cell: Cell, truths: Truths, x: Tensor) -> dict[str, float]:
     _, path = truths.problem(cell)
     alpha = float(path.alpha(torch.tensor(path.t_min, dtype=torch.float64)))
     each = ((x - reference.x).double() / alpha).square().flatten(1).mean(1).cpu()
-    error, low, high = root_mean(each)
+    (error, low, high), (middle, below, above) = root_mean(each), root_median(each)
     return {
-        "error": error, "error_low": low, "error_high": high,
-        "error_median": float(each.median().sqrt()), "reference_error": reference.error / alpha,
+        "error": error, "error_low": low, "error_high": high, "error_median": middle, "error_median_low": below,
+        "error_median_high": above, "reference_error": reference.error / alpha,
+        "reference_error_median": reference.median / alpha,
     }  # fmt: skip
 
 
@@ -145,14 +147,27 @@ def root_mean(squares: Tensor) -> tuple[float, float, float]:
     return math.sqrt(mean), math.sqrt(mean) / half, math.sqrt(mean) * half
 
 
+def root_median(squares: Tensor) -> tuple[float, float, float]:
+    """Root of the median of numbers, (N,), and its 95 % interval, of which nothing is supposed: order statistics."""
+    ordered, n = squares.sort().values.sqrt(), len(squares)
+    reach = 0.98 * math.sqrt(n)  # 1.96 standard deviations of how many lie below the median
+    low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach) - 1)
+    return float(ordered.quantile(0.5)), float(ordered[low]), float(ordered[high])
+
+
 # --- Time -------------------------------------------------------------------------------------------------------------
 
 
 class _Watch:
-    """Adds up the seconds that a function takes."""
+    """Adds up the seconds that a function takes: of this thread, or on a GPU until it is done.
 
-    def __init__(self, ready: Callable[[], None]) -> None:
-        self.ready, self.seconds = ready, 0.0
+    What other programs do meanwhile does not count where the system tells a thread's own time.
+    """
+
+    def __init__(self, gpu: bool) -> None:
+        own = time.get_clock_info("thread_time").resolution < 1e-5 and not gpu
+        self.clock: Callable[[], float] = time.thread_time if own else time.perf_counter
+        self.gpu, self.seconds = gpu, 0.0
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*given: Any) -> Any:
@@ -163,11 +178,14 @@ class _Watch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        self.ready()
-        begin = time.perf_counter()
+        begin = self._now()
         yield
-        self.ready()
-        self.seconds += time.perf_counter() - begin
+        self.seconds += self._now() - begin
+
+    def _now(self) -> float:
+        if self.gpu:
+            torch.cuda.synchronize()
+        return self.clock()
 
 
 class _Wrapped(BrownianMotion):
@@ -185,11 +203,10 @@ def _timed(
     solved: Callable[[DiffusionProblem, Any], Trajectory], problem: DiffusionProblem, x: Tensor, seed: int
 ) -> tuple[Trajectory, dict[str, float]]:
     """The fastest of some solves, and where its time went."""
-    ready = torch.cuda.synchronize if x.is_cuda else lambda: None
     best, found = {"seconds": math.inf}, None
     begin = time.perf_counter()
     for _ in range(REPEATS):
-        whole, network, noise = _Watch(ready), _Watch(ready), _Watch(ready)
+        whole, network, noise = (_Watch(x.is_cuda) for _ in range(3))
         with whole.running():
             found = solved(problem.calling(network), _Wrapped(x, seed, noise))
         if whole.seconds < best["seconds"]:
