@@ -248,4 +248,4 @@ def _given(
         bins.index(x)  # refuses what is no grey level
         if bin_width is not None:
             raise ValueError("this model gives probabilities of grey levels: bin_width is for density decoders")
-    return x, cond, {**card, "examples": len(x)}
+    return x, cond, {**card, "examples": len(x), "conditional": cond is not None}

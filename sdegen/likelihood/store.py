@@ -185,7 +185,7 @@ def everything(folder: Path | str) -> list[dict[str, Any]]:
 def fingerprint(*things: Any) -> str:
     """A short hash of models, tensors and settings: equal where every number that follows from them is.
 
-    A model counts with its weights and all that its representation says.
+    A model counts with its weights, its levels, and all that its representation says.
     """
     digest = hashlib.sha256()
     for thing in things:
@@ -197,9 +197,11 @@ def _bytes(thing: Any) -> bytes:
     if isinstance(thing, Tensor):
         return f"{tuple(thing.shape)} {thing.dtype}".encode() + thing.detach().cpu().contiguous().numpy().tobytes()
     if isinstance(thing, LatentVariableModel):
-        parts = [_bytes(tensor) for _, tensor in sorted(thing.state_dict().items())]
-        # Modules say what they are by their representation and weights; an oracle, which is none, by its content.
-        oracle = getattr(thing, "denoiser", None)
-        rest = b"" if oracle is None or isinstance(oracle, nn.Module) else pickle.dumps(oracle)
-        return b"".join([repr(thing).encode(), *parts, rest])
+        parts = [repr(thing).encode(), *(_bytes(tensor) for _, tensor in sorted(thing.state_dict().items()))]
+        if (path := thing.path) is not None:  # a representation may be shorter than what it stands for
+            at = thing.levels.nodes(path, 16)
+            parts += [_bytes(tensor) for tensor in (at.t, at.weight, path.alpha(at.t), path.sigma(at.t))]
+        if (denoiser := getattr(thing, "denoiser", None)) is not None and not isinstance(denoiser, nn.Module):
+            parts.append(pickle.dumps(denoiser))  # an oracle
+        return b"".join(parts)
     return json.dumps(thing, sort_keys=True, default=repr).encode()

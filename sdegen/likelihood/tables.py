@@ -47,8 +47,9 @@ def _head(reports: Mapping[str, LikelihoodReport], data: Mapping[str, Any]) -> s
     first = next(iter(reports.values()))
     kind = {"test": "held-out ", "train": "training "}.get(data.get("split", ""), "")
     name = f" of {data['data']}" if "data" in data else ""
-    what = "-log P(x)" if first.of == "probability" else "-log p(x)"
-    lines = [f"{what} of {len(first.values)} {kind}examples{name}, {first.dims} dimensions"]
+    given = " | label" if data.get("conditional") else ""
+    what = "P" if first.of == "probability" else "p"
+    lines = [f"-log {what}(x{given}) of {len(first.values)} {kind}examples{name}, {first.dims} dimensions"]
     if data.get("levels"):
         lines.append(f"{data['levels']} grey levels; model units are {data['scale']:.6g} level {data['shift']:+.6g}")
     elif data.get("scale", 1.0) != 1.0:

@@ -20,6 +20,7 @@ from sdegen.bins import Bins
 from sdegen.data import Dataset
 from sdegen.decoders import CategoricalHead, GaussianDecoder
 from sdegen.denoiser import Denoiser
+from sdegen.levels import Discrete
 from sdegen.likelihood import LikelihoodReport, bound
 from sdegen.likelihood.evaluate import evaluate
 from sdegen.likelihood.methods import METHODS, Method
@@ -252,8 +253,11 @@ def test_what_is_known_is_not_computed_again(tmp_path: Path) -> None:
 
 def test_a_model_is_known_by_its_weights_and_by_what_it_says() -> None:
     assert fingerprint(_model()) == fingerprint(_model())
-    models = [_model(), _model(16), _vae(), _model().discretize(3), VPSDE(oracle("mixture2d")), VPSDE(oracle("ring"))]
-    assert len({fingerprint(model) for model in models}) == len(models)
+    model = _model()
+    models = [model, _model(16), _vae(), _model().discretize(3), VPSDE(oracle("mixture2d")), VPSDE(oracle("ring"))]
+    grids = [model.with_levels(Discrete.on(model.path, 3, grid=grid)) for grid in ("karras", "quadratic")]
+    assert repr(grids[0]) == repr(grids[1])
+    assert len({fingerprint(model) for model in [*models, *grids]}) == len(models) + 2
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
