@@ -33,7 +33,8 @@ def scheduler(name: str, **options: Any) -> Any:
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"diffusers: {error}")
     betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-    return getattr(library, name)(**betas, timestep_spacing="trailing", **options)
+    spacing = {} if "Singlestep" in name else {"timestep_spacing": "trailing"}
+    return getattr(library, name)(**betas, **spacing, **options)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,64 @@ def test_their_ddim_steps_to_a_label_that_it_does_not_start_from_next() -> None:
     mine = trace("ddim", PATH, torch.tensor(table.ts[:-1]))
     gap = np.abs(table.states("x0")[:-1, :-1] - mine.states("x0")).max()
     assert 1e-3 < gap < 1e-2
+
+
+# --- Single-step methods and PNDM -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "kind", "order"),
+    [
+        ("dpmpp_2s", "dpmsolver++", 2),
+        ("dpm_2s", "dpmsolver", 2),
+        ("dpmpp_3s", "dpmsolver++", 3),
+        ("dpm_3s", "dpmsolver", 3),
+    ],
+)
+@pytest.mark.parametrize("steps", [6, 12])
+def test_single_step_coefficients_agree(ours: str, kind: str, order: int, steps: int) -> None:
+    """Their stages are nodes of the grid, ours are inside a step: where logsnr is uniform these are the same places.
+
+    Compared is what a step makes of its own predictions. The second stage of their third-order method is made by their
+    second-order one in place of the paper's formula, so those predictions are made at other points.
+    """
+    made = scheduler(
+        "DPMSolverSinglestepScheduler", solver_order=order, algorithm_type=kind, use_exponential_sigmas=True,
+        lower_order_final=False, final_sigmas_type="sigma_min",
+    )  # fmt: skip
+    table = import_sampler(Diffusers(made, steps), PATH)
+    nodes = torch.tensor(table.ts)[::order][: (steps - 1) // order + 1]  # the last step goes nowhere
+    mine = trace(ours, PATH, nodes)
+    form = "x0" if "++" in kind else "eps"
+    expected = mine.states(form)
+    found = table.states(form)[order - 1 :: order][: len(expected), : expected.shape[1]]
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    other = "eps" if form == "x0" else "x0"
+    apart = np.abs(table.states(other)[order - 1 :: order][: len(expected), : expected.shape[1]] - mine.states(other))
+    assert (apart.max() < 1e-3 * np.abs(mine.states(other)).max()) == (order == 2)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("ours", ["plms", "pndm"])
+def test_pndm_coefficients_agree(ours: str, steps: int) -> None:
+    made = scheduler("PNDMScheduler", skip_prk_steps=ours == "plms")
+    table = import_sampler(Diffusers(made, steps), PATH)
+    # What a step says on the way: Euler's point of the first PLMS step, three of the four stages of Runge-Kutta's.
+    ends = [*range(1, steps + 1)] if ours == "plms" else [3, 7, 11, *range(12, steps + 9)]
+    nodes = torch.tensor([table.ts[0], *(table.ts[i + 1] for i in ends)])
+    mine = trace(ours, PATH, nodes)
+    for form in ("x0", "eps"):
+        expected = mine.states(form)
+        np.testing.assert_allclose(table.states(form)[ends], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_last_step_of_no_length_is_not_a_number_there() -> None:
+    """On Karras's grid that ends at the last noise level, the third order divides the step by itself."""
+    made = scheduler(
+        "DPMSolverMultistepScheduler", solver_order=3, use_karras_sigmas=True, final_sigmas_type="sigma_min"
+    )
+    made.set_timesteps(20)
+    x = torch.ones(1, 1)
+    for label in made.timesteps:
+        x = made.step(0.5 * x, label, x).prev_sample
+    assert not bool(x.isfinite().all())

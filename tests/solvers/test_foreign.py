@@ -216,22 +216,6 @@ def k_diffusion() -> Any:
 
 @pytest.mark.reference
 @pytest.mark.parametrize(
-    ("theirs", "ours", "options"),
-    [
-        ("sample_euler", "ddim", {}),
-        ("sample_heun", "edm_heun", {}),
-        ("sample_dpmpp_2m", "dpmpp_2m", {}),
-        ("sample_dpmpp_2m_sde", "dpmpp_2m", {"eta": 0.0}),
-    ],
-)
-def test_k_diffusion_has_our_coefficients(theirs: str, ours: str, options: dict[str, Any], vp: GaussianPath) -> None:
-    ts = karras(vp, 8)
-    found = import_sampler(KDiffusion(getattr(k_diffusion(), theirs), noise_levels(vp, ts), options), vp)
-    same(found, trace(ours, vp, ts), 1e-12)
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize(
     ("name", "nfe", "draws"),
     [
         ("sample_euler_ancestral", 6, 5),
