@@ -18,7 +18,7 @@ EXAMPLES = """\
   sdegen compare runs/a --solvers ddim,heun,'unipc*'      a trained run, against its own converged solution
   sdegen compare ring --solvers ode --grids karras,logsnr --nfe 10,20
   sdegen compare mixture2d --solvers adaptive --tol 1e-2,1e-4
-  sdegen compare mixture2d --solvers mine:Leapfrog --out runs/compare   one more, beside those that are there
+  sdegen compare mixture2d --solvers mine.py:Leapfrog --out runs/compare   one more, beside those that are there
   torchrun --nproc-per-node 8 -m sdegen compare mixture64 --out runs/shared
 
 TARGET is an oracle, a run folder, or package.module:function that returns a model; several with commas between them.
@@ -35,7 +35,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument(
         "--solvers",
         default="all",
-        help="names, patterns such as 'dpmpp*', package.module:Class, or all, ode, sde, fixed, adaptive",
+        help="names, patterns such as 'dpmpp*', package.module:Class, file.py:Class, or all, ode, sde, fixed, adaptive",
     )
     parser.add_argument("--nfe", type=list[PositiveInt], help="budgets of network calls (default: 5,10,20,50,100)")
     parser.add_argument("--tol", type=list[PositiveFloat], help="tolerances, for solvers that choose their own steps")

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from solvers import GRIDS, SOLVERS, Solver, resolve
-from solvers.solve import find
+from solvers.names import find, installed
 
 __all__ = ["Cell", "Comparison", "chosen"]
 
@@ -24,27 +24,24 @@ FAMILIES = {
 
 
 def chosen(words: tuple[str, ...]) -> list[str]:
-    """The solvers that some words stand for: names, patterns such as "unipc*", families, "package.module:Class".
+    """The solvers that some words stand for: names (:mod:`solvers.names`), patterns such as "unipc*", families.
 
     Raises:
         ValueError: a word stands for none; the message says the nearest names.
 
-    >>> chosen(("heun", "unic*"))
+    >>> chosen(("heun", "unic_*"))
     ['heun', 'unic_ddim', 'unic_dpmpp_2s']
     """
-    names: list[str] = []
+    known, names = [*SOLVERS, *(name for name in installed() if name not in SOLVERS)], list[str]()
     for word in words:
         if word in FAMILIES:
-            found = [name for name, solver in SOLVERS.items() if FAMILIES[word](solver)]
+            found = [name for name in known if FAMILIES[word](resolve(name))]
         elif "*" in word or "?" in word:
-            found = [name for name in SOLVERS if fnmatchcase(name, word)]
+            found = [name for name in known if fnmatchcase(name, word)]
             if not found:
                 raise ValueError(f"no solver is called like {word!r}; `sdegen solvers` lists them")
         else:
-            if ":" in word:
-                resolve(word)
-            else:
-                find(word, {**SOLVERS, **FAMILIES}, "solver")
+            resolve(word)
             found = [word]
         names += found
     return list(dict.fromkeys(names))
@@ -58,7 +55,7 @@ class Cell:
         target: name of an oracle, path of a run folder, or "package.module:function".
         path: a Gaussian path by name; "own" is that of a trained model.
         grid: a time grid by name; "own" is the solver's.
-        solver: name or "package.module:Class".
+        solver: its name (:mod:`solvers.names`).
         seed: of noises, Brownian motion and data.
         budget: network calls; 0 where there is a tolerance.
         tol: tolerance; NaN where there is a budget.
@@ -99,7 +96,8 @@ class Comparison:
 
     Args:
         targets: names of oracles, run folders, or "package.module:function" (see :mod:`sdegen.comparison.targets`).
-        solvers: names, patterns such as "dpmpp*", "package.module:Class", or "all", "ode", "sde", "fixed", "adaptive".
+        solvers: names ("heun", "package.module:Class", "file.py:Class"), patterns such as "dpmpp*", or "all", "ode",
+            "sde", "fixed", "adaptive".
         budgets: network calls that a solver with fixed steps may spend.
         tols: tolerances of solvers that control their own steps.
         paths: names in ``PATHS``; each target's own ("vp-linear" for an oracle) where empty.

@@ -164,10 +164,11 @@ def check_folder(folder: Path | str, settings: Comparison) -> None:
         DamagedFile: its ``results.h5`` is truncated or altered.
     """
     folder, wanted = Path(folder), _common(settings)
-    if not folder.exists() or not any(folder.iterdir()):
-        return
     if not (folder / SETTINGS).exists():
-        raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
+        # Hidden files may be those of another process of the team, which is writing the settings just now.
+        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
+        return
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         schema = found["schema"]
@@ -214,9 +215,8 @@ def _common(settings: Comparison) -> dict[str, Any]:
 def key(cell: Cell, truths: Truths) -> str:
     """A name for everything that the numbers of a cell depend on."""
     target, path = truths.problem(cell)
-    foreign = source(cell.solver) if ":" in cell.solver else ""
     parts = (
-        asdict(cell) | {"tol": repr(cell.tol)}, repr(cell.method), foreign, target.mark, repr(path),
+        asdict(cell) | {"tol": repr(cell.tol)}, repr(cell.method), source(cell.solver), target.mark, repr(path),
         _common(truths.settings),
     )  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

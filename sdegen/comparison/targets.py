@@ -27,8 +27,8 @@ from torch import Tensor
 from sdegen.files import sha256
 from sdegen.oracles import ORACLES, Oracle
 from sdegen.paths import CURVES, PATHS, GaussianPath
-from solvers import DiffusionProblem, standard_normal
-from solvers.names import find, load
+from solvers import SOLVERS, DiffusionProblem, standard_normal
+from solvers.names import find, installed, load
 from solvers.problem import Path
 
 __all__ = ["HOME", "Target", "as_target", "find_target", "source"]
@@ -152,9 +152,15 @@ def as_target(name: str, thing: Any, mark: str, device: str = "cpu") -> Target:
 
 
 def source(name: str) -> str:
-    """The checksum of the file behind "package.module:thing": when it is edited, its cells are measured again."""
-    module = sys.modules.get(name.partition(":")[0])
-    file = getattr(module, "__file__", None)
+    """The checksum of the file behind "package.module:thing", "file.py:thing" or an installed package's solver.
+
+    When it is edited, its cells are measured again. Our own have none.
+    """
+    if name in SOLVERS:
+        return ""
+    place = installed()[name].value if name in installed() else name
+    where = place if place.endswith(".py") else place.rpartition(":")[0]
+    file = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
     return sha256(file) if file and File(file).exists() else ""
 
 

@@ -195,23 +195,26 @@ class Mine(DDIM):
 """
 
 
-def test_more_is_measured_beside_what_is_there_and_an_edited_solver_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["edited:Mine", "edited.py:Mine"])
+def test_more_is_measured_beside_what_is_there_and_an_edited_solver_anew(tmp_path, monkeypatch, name):
     few = replace(SETTINGS, solvers=("ddim",))
     sweep(few, tmp_path / "a")
     assert len(lines(tmp_path / "a")) == 2
-    (tmp_path / "edited.py").write_text(MINE.format(factor=1.0))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    mine = replace(SETTINGS, solvers=("edited:Mine",))
+    (tmp_path / "edited.py").write_text(MINE.format(factor=1.0))
+    mine = replace(SETTINGS, solvers=(name,))
     first = results.read(sweep(mine, tmp_path / "a"), "comparison")
     assert len(lines(tmp_path / "a")) == 4
-    assert first["solver"].tolist() == ["edited:Mine"] * 2 + ["ddim"] * 2  # those of before stay in the table
+    assert first["solver"].tolist() == [name] * 2 + ["ddim"] * 2  # those of before stay in the table
     np.testing.assert_array_equal(first["error"][:2], first["error"][2:])
     (tmp_path / "edited.py").write_text(MINE.format(factor=1.5))
-    monkeypatch.delitem(sys.modules, "edited")
+    monkeypatch.delitem(sys.modules, "edited", raising=False)
     again = results.read(sweep(mine, tmp_path / "a"), "comparison")
     assert len(lines(tmp_path / "a")) == 6
     assert again["solver"].tolist() == first["solver"].tolist()
     assert (again["error"][:2] > first["error"][:2]).all()
+    monkeypatch.delitem(sys.modules, "edited", raising=False)
 
 
 def test_other_sizes_and_other_versions_are_refused_in_one_line(tmp_path, capsys):
