@@ -4,14 +4,15 @@ The ODE dz/dt = f z + g^2 / (2 sigma) eps_hat(z, t) carries data to noise invert
 
     log p(z_0) = log p(z_1) + INT_0^1 div dt,      div = D f + g^2 / (2 sigma) tr(d eps_hat / dz).
 
-The trace of the noise prediction's Jacobian (:mod:`sdegen.likelihood.trace`) is computed along the way, and the divergence
-integrated as further columns of the state. Its linear part could be left out, for INT D f dt = D log(alpha_1 / alpha_0) is
-known; but where nothing happens, at the noise end, the two parts cancel, and what is left is easier to integrate.
+The trace of the noise prediction's Jacobian (:mod:`sdegen.likelihood.trace`) is computed along the way, and the
+divergence integrated as further columns of the state. Its linear part could be left out, for INT D f dt = D log(alpha_1
+/ alpha_0) is known; but where nothing happens, at the noise end, the two parts cancel, and what is left is far easier
+to integrate.
 
-**In which variable** the ODE is solved does not change what is solved, and changes what a tolerance buys. All paths
-look alike on the circle alpha^2 + sigma^2 = 1 in the variable logsnr, the default; in a path's own time the ends may be
-where nothing or everything happens (the straight-line path needs half as many calls again), and in sigma / alpha twice
-as many.
+**In which variable** the ODE is solved does not change what is solved, and changes what a tolerance buys. In flow time,
+sigma / (alpha + sigma), on the straight line alpha + sigma = 1, state and divergence move evenly from data to noise,
+whatever the model's own path: the default. To the same error logsnr takes a quarter more calls, and sigma / alpha,
+which is long at the noise, three times as many (``benchmarks/likelihood.py``).
 
 **With which steps.** The exact trace, and probes that stay, make a smooth right-hand side, and the solver may choose
 its steps, for each sample its own: a sample's value then does not depend on its batch, and who has arrived leaves it.
@@ -56,8 +57,8 @@ from solvers.solve import find, steps_within
 
 __all__ = ["VARIABLES", "LogDensity", "Route", "log_density"]
 
-VARIABLES: dict[str, Coordinates | None] = {"logsnr": VP_LAM, "sigma": EDM, "flow": FLOW, "t": None}
-"""Where the ODE is solved: circle and logsnr, ray and sigma / alpha, chord and flow time, or the path's own."""
+VARIABLES: dict[str, Coordinates | None] = {"flow": FLOW, "logsnr": VP_LAM, "sigma": EDM, "t": None}
+"""Where the ODE is solved: chord and flow time, circle and logsnr, ray and sigma / alpha, or the path's own."""
 
 TOL, NFE = 1e-5, 96
 """Budgets where none is given, of solvers that choose their steps and of others."""
@@ -116,7 +117,7 @@ class Route:
         trace: Trace,
         *,
         solver: str | Solver[Any] | None = None,
-        variable: str | Coordinates = "logsnr",
+        variable: str | Coordinates = "flow",
         grid: str = "sqrt_flow",
         steps: int | None = None,
         nfe: int | None = None,

@@ -82,16 +82,22 @@ def test_log_density_of_a_mixture_to_solver_tolerance(path: GaussianPath, tol: f
     assert float((_terminal(truth, path, found) - exact).abs().max()) < 100 * tol
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize(("solver", "order"), [("heun", 2), ("rk4", 4)])
-def test_log_density_converges_with_the_order_of_the_solver(path: GaussianPath, solver: str, order: int) -> None:
-    truth = oracle("mixture2d")
-    z, exact = _at_clean_end(truth, path, 6)
-    budget: dict[str, Any] = {"solver": solver, "grid": "logsnr"}
-    errors = [
-        float((_terminal(truth, path, log_density(truth.problem(path), z, **{**budget, "steps": n})) - exact).norm())
-        for n in (64, 128)
-    ]
+@pytest.mark.parametrize(
+    ("solver", "order", "path", "variable"),
+    [
+        ("heun", 2, "vp-beta", "flow"),
+        ("heun", 2, "ve", "t"),
+        ("rk4", 4, "flow", "logsnr"),
+        ("rk4", 4, "vp-logsnr", "flow"),
+    ],
+)
+def test_log_density_converges_with_the_order_of_the_solver(solver: str, order: int, path: str, variable: str) -> None:
+    truth, on = oracle("mixture2d"), PATHS[path]
+    z, exact = _at_clean_end(truth, on, 6)
+    errors = []
+    for n in (32, 64):
+        found = log_density(truth.problem(on), z, solver=solver, steps=n, variable=variable, grid="logsnr")
+        errors.append(float((_terminal(truth, on, found) - exact).norm()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
@@ -122,15 +128,16 @@ def test_any_ode_solver_will_do(solver: str) -> None:
 
 
 def test_the_variable_of_integration_changes_the_cost_and_not_the_density() -> None:
-    truth, path = oracle("mixture2d"), Flow(t_min=0.002, t_max=0.998)
+    truth, path = oracle("mixture2d"), PATHS["vp-beta"]
     z, exact = _at_clean_end(truth, path, 8)
     cost = {}
     for variable in ("logsnr", "t", "sigma", "flow"):
-        found = log_density(truth.problem(path), z, variable=variable, tol=1e-6)
+        found = log_density(truth.problem(path), z, variable=variable, tol=1e-5)
         assert float((_terminal(truth, path, found) - exact).abs().max()) < 1e-3
         assert found.spent is not None
         cost[variable] = float(found.spent.double().mean())
-    assert cost["logsnr"] < 0.8 * min(cost["t"], cost["sigma"])
+    assert cost["flow"] < 0.95 * min(cost["t"], cost["logsnr"])
+    assert cost["flow"] < 0.6 * cost["sigma"]
 
 
 def test_the_density_of_an_event_of_any_shape() -> None:
@@ -145,15 +152,15 @@ def test_the_density_of_an_event_of_any_shape() -> None:
 
 
 @pytest.mark.parametrize("trace", [Exact(), Hutchinson(3, seed=1)], ids=["exact", "hutchinson"])
-@pytest.mark.parametrize("budget", [{"solver": "heun", "steps": 30}, {"tol": 1e-5}], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("budget", [{"solver": "heun", "steps": 10}, {"tol": 1e-4}], ids=["fixed", "adaptive"])
 def test_a_sample_does_not_know_its_batch(trace: Any, budget: dict[str, Any]) -> None:
-    truth, path = oracle("mixture16"), PATHS["flow"]
-    z, _ = _at_clean_end(truth, path, 9)
+    truth, path, n = oracle("mixture2d"), PATHS["flow"], 6
+    z, _ = _at_clean_end(truth, path, n)
     problem = truth.problem(path)
     together = log_density(problem, z, trace=trace, select=lambda rows: problem, **budget)
-    alone = [log_density(problem, z[i : i + 1], trace=trace, samples=[i], **budget) for i in range(9)]
+    alone = [log_density(problem, z[i : i + 1], trace=trace, samples=[i], **budget) for i in range(n)]
     torch.testing.assert_close(torch.cat([a.log_prob for a in alone]), together.log_prob, rtol=0, atol=1e-9)
-    assert together.forward == pytest.approx(sum(a.forward for a in alone) / 9)  # and nobody pays for another
+    assert together.forward == pytest.approx(sum(a.forward for a in alone) / n)  # and nobody pays for another
     assert len({a.forward for a in alone}) > 1 or "steps" in budget
 
 
@@ -207,7 +214,7 @@ def _gaussian() -> tuple[GaussianOracle, GaussianPath, Tensor, Tensor]:
     return truth, path, torch.tensor([[0.3, -0.5, 0.9]], dtype=torch.float64), m
 
 
-@pytest.mark.parametrize("budget", [{"solver": "rk4", "steps": 40}, {"tol": 1e-6}], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("budget", [{"steps": 24}, {"tol": 1e-5}], ids=["fixed", "adaptive"])
 def test_probes_that_stay_have_the_mean_and_variance_of_theory(budget: dict[str, Any]) -> None:
     """For a Gaussian the integrated Jacobian M is known: Rademacher probes have variance 2 SUM_{i != j} M_ij^2."""
     truth, path, z, m = _gaussian()
@@ -239,7 +246,7 @@ def test_fresh_probes_are_unbiased_and_know_their_noise(solver: str) -> None:
 def test_a_control_variate_takes_all_noise_from_a_gaussian_and_some_from_a_mixture() -> None:
     truth, path, z, _ = _gaussian()
     control = LinearGaussian.of(torch.zeros(3), COV)
-    for budget in ({"steps": 20}, {"tol": 1e-6}):
+    for budget in ({"steps": 20}, {"tol": 1e-5}):
         exact = log_density(truth.problem(path), z, **budget)
         found = log_density(truth.problem(path), z, trace=Hutchinson(1, control=control), **budget)
         assert float(found.log_prob - exact.log_prob) == pytest.approx(0, abs=1e-4)
@@ -277,7 +284,7 @@ def test_the_standard_error_of_a_report_is_calibrated() -> None:
     """Over 200 seeds the distance from the exact trace, in standard errors, has a standard deviation of one."""
     truth = oracle("mixture2d")
     model = VPSDE(truth, PATHS["vp-logsnr"])
-    x, budget = truth.sample(4, seed=3), {"solver": "heun", "steps": 6, "check": 0}
+    x, budget = truth.sample(16, seed=3), {"solver": "heun", "steps": 6, "check": 0}
     exact = ode_likelihood(model, x, trace=Exact(), **budget)
     assert exact.estimator_se == 0
     reports = [ode_likelihood(model, x, trace=Hutchinson(2, seed), seed=seed, **budget) for seed in range(200)]
@@ -289,7 +296,7 @@ def test_the_standard_error_of_a_report_is_calibrated() -> None:
 def test_the_standard_error_counts_what_is_drawn_of_grey_levels() -> None:
     truth = PixelOracle([[0.5, 0.25, 0.2, 0.05], [0.1, 0.2, 0.3, 0.4]], Bins(4).centers(torch.float64).numpy())
     model = GaussianDiffusion(truth, VP(LinearLogSNR(3, -8)), Continuous(), SoftmaxDecoder(Bins(4)))
-    x, budget = truth.sample(32, seed=3), {"solver": "heun", "steps": 4, "check": 0}
+    x, budget = truth.sample(32, seed=3), {"solver": "heun", "steps": 3, "check": 0}
     reports = [ode_likelihood(model, x, seed=seed, **budget) for seed in range(100)]
     nats = torch.tensor([report.nats for report in reports])
     z = (nats - nats.mean()) / torch.tensor([report.estimator_se for report in reports])
@@ -343,11 +350,11 @@ def test_draws_are_added_for_grey_levels() -> None:
 @pytest.mark.parametrize(("budget", "settled"), [({"tol": 1e-5}, True), ({"steps": 5}, False), ({"steps": 30}, True)])
 def test_the_error_of_the_solver_is_measured(budget: dict[str, Any], settled: bool) -> None:
     truth, path = oracle("mixture2d"), PATHS["flow"]
-    model, x = VPSDE(truth, path), truth.sample(64, seed=0)  # of which four are solved again
+    model, x = VPSDE(truth, path), truth.sample(64, seed=0)  # of which eight are solved again
     report = ode_likelihood(model, x, **budget)
     best = ode_likelihood(model, x, tol=1e-8, check=0)
-    off = (report.values - best.values)[:4]
-    assert report.settings["solver_error_of"] == 4
+    off = (report.values - best.values)[::8]
+    assert report.settings["solver_error_of"] == 8
     assert report.solver_error == pytest.approx(float(off.square().mean().sqrt()), rel=0.2)
     assert report.settings["solver_error_max"] == pytest.approx(float(off.abs().max()), rel=0.2)
     assert report.kind == ("exact" if settled else "estimate")
@@ -380,8 +387,7 @@ def test_with_a_clean_end_the_density_of_data_is_the_datas_own() -> None:
     assert float((found - truth.log_prob(x)).abs().max()) < 5e-3
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_the_cutoff_costs_what_is_predicted(share: float) -> None:
+def test_the_cutoff_costs_what_is_predicted() -> None:
     """At logsnr_0 the scaled datum is off by s^2 p'' / 2 p, with s = sigma_0 / alpha_0; with z_0 drawn, by a second
     such term, s^2 (log p)'' / 2; fed as it is, unscaled, by another density altogether."""
     truth = MixtureOracle([0.4, 0.6], [[-0.6], [0.5]], [[0.09], [0.04]])
@@ -389,11 +395,11 @@ def test_the_cutoff_costs_what_is_predicted(share: float) -> None:
     t0, t1 = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
     alpha, sigma = path.alpha(t0), path.sigma(t0)
     s2 = float((sigma / alpha).square())
-    x = share * torch.tensor([[-0.7], [0.2], [1.0]], dtype=torch.float64)
+    x = torch.tensor([[-0.7], [0.2], [1.0]], dtype=torch.float64)
 
     def ode(z: Tensor) -> Tensor:
         """log p(z_0), the true density at the noisy end."""
-        found = log_density(truth.problem(path), z, tol=1e-10)
+        found = log_density(truth.problem(path), z, tol=1e-9)
         return found.log_det + truth.log_prob_t(found.z, path, t1)
 
     at = x[:, 0].clone().requires_grad_()
@@ -472,16 +478,14 @@ def test_of_grey_levels_the_ode_gives_a_bound_on_the_probability(softmax: bool) 
     decoder = SoftmaxDecoder(bins) if softmax else PosteriorDecoder(bins)
     model = GaussianDiffusion(truth, VP(LinearLogSNR(3, -14)), Continuous(), decoder)
     x = truth.sample(16, seed=0)
-    found = ode_log_prob(model, x, draws=2, solver="rk4", steps=150)
+    found = ode_log_prob(model, x, draws=2, solver="rk4", steps=60)
     gap = truth.log_prob(x) - found.log_prob
     assert set(found.parts) == {"reconstruction", "entropy"}
     if softmax:
         assert float(gap.mean()) > 0.05
     else:
         assert float(gap.abs().max()) < 3e-3
-        weighted = ode_log_prob(
-            model, x, K=5, solver="rk4", steps=150
-        )  # log K is taken off: equal weights gain nothing
+        weighted = ode_log_prob(model, x, K=5, solver="rk4", steps=60)  # log K is taken off: equal weights gain nothing
         assert float((truth.log_prob(x) - weighted.log_prob).abs().max()) < 3e-3
 
 
