@@ -44,7 +44,7 @@ from torch.special import ndtr
 from sdegen.densities import UniformLogSNR
 from sdegen.likelihood.control import Control
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, evaluating, offset, rows
+from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, enough, evaluating, offset, rows
 from sdegen.likelihood.variate import ControlVariate, variate_for
 from sdegen.models.base import Elbo, LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
@@ -55,7 +55,6 @@ from solvers.noise import BOUND
 __all__ = ["bound"]
 
 LOOKS = 1 / 8  # draws of z_0 for each noise level, where nobody has measured what they are worth
-FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
 
 Terms = list[dict[str, Tensor]]
 """Terms of the bound of n data, each (n, columns), a column for each stratum. Terms in one dictionary were drawn
@@ -145,7 +144,7 @@ def bound(
                     progress(ready // repeats, plan * len(data) // repeats)
             done = plan
             if target_se is not None:
-                plan = _wanted(done, tally.error / target_se, len(data) * draws, most)
+                plan = enough(done, tally.error / target_se, len(data) * draws, most)
 
     reached = target_se is None or tally.error <= target_se
     spread = tally.values.var() if len(data) > 1 else torch.tensor(math.nan)
@@ -197,15 +196,6 @@ def _effort(
     rounds = max(repeats, math.ceil(budget / cost(draws)))
     draws = max((d for d in range(1, draws + 1) if rounds * cost(d) <= budget), default=1)
     return draws, looks(draws), rounds
-
-
-def _wanted(done: int, ratio: float, strata: int, most: int | None) -> int:
-    """Rounds after which the error should be what is wanted, now that it is ``ratio`` times that; ``done`` to stop."""
-    if strata * (done - 1) < FREEDOM:
-        wanted = 1 + math.ceil(FREEDOM / strata)
-    else:
-        wanted = done if ratio <= 1 else max(math.ceil(done * ratio**2), done + 1)
-    return wanted if most is None else max(done, min(wanted, most))
 
 
 def _levels(model: GaussianDiffusion, variate: ControlVariate | None, draws: int, looks: int, seed: int) -> Draw:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sdegen.likelihood.dequantize import Dequantizer
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, offset, rows
+from sdegen.likelihood.scoring import chunks, describe, discreteness, enough, errors, evaluating, offset, rows
 from sdegen.models.base import ModelPrior
 from sdegen.models.vae import VAE
 from solvers import standard_normal
@@ -44,7 +44,6 @@ __all__ = ["HEAVY", "Jackknife", "effective_sample_size", "importance", "jackkni
 HEAVY = 0.7
 """Pareto k above which importance weights are not to be trusted."""
 BLOCK = 16  # latents whose noise is drawn together
-FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
 
 
 # --- what weights say -------------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def importance(
                     progress(ready // repeats, total // repeats)
             tally.add(found)
             if target_se is not None:
-                plan = _planned(plan, tally.summary(debias)[1] / target_se, n, most)
+                plan = enough(plan, tally.summary(debias)[1] / target_se, n, most)
     values, se, spread = tally.summary(debias)
     notes = [tally.warning]
     if target_se is not None and se > target_se:
@@ -264,15 +263,6 @@ def _log_weights(
         log_w = model.log_weights(y, noise[:, :, : model.latent].flatten(0, 1)[:, None], labels)
         found.append((log_w[:, 0] - log_q).reshape(len(x), each))
     return torch.cat(found, 1)
-
-
-def _planned(done: int, ratio: float, n: int, most: int | None) -> int:
-    """Repeats after which the error should be what is wanted, now that it is ``ratio`` times that."""
-    if n * (done - 1) < FREEDOM:
-        wanted = 1 + math.ceil(FREEDOM / n)
-    else:
-        wanted = done if ratio <= 1 else max(math.ceil(done * ratio**2), done + 1)
-    return wanted if most is None else max(done, min(wanted, most))
 
 
 @dataclass(frozen=True)

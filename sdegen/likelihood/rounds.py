@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from sdegen.likelihood.log_density import LogDensity, Route
+from sdegen.likelihood.scoring import enough
 from sdegen.likelihood.trace import Hutchinson, Trace
 
 __all__ = ["Progress", "Round", "Tally"]
-
-FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,8 @@ class Tally:
             return None
         n, taken = len(self.values), self.taken
         fit = None if budget is None else int((budget - self.forward) / max(self.cost, 1e-9))
-        if not self.by_trace and n * (taken - 1) < FREEDOM:
-            wanted, ratio = math.ceil(FREEDOM / n) + 1 - taken, math.inf
-        else:
-            ratio = float(self.variances.sum().sqrt()) / n / target
-            wanted = math.ceil(taken * (ratio**2 - 1)) if ratio > 1 else 0
+        ratio = float(self.variances.sum().sqrt()) / n / target
+        wanted = enough(taken, ratio, math.inf if self.by_trace else n, None) - taken
         if wanted < 1:
             return None
         if fit is not None and fit < 1:

@@ -21,12 +21,16 @@ __all__ = [
     "chunks",
     "describe",
     "discreteness",
+    "enough",
     "errors",
     "evaluating",
     "offset",
     "reader",
     "rows",
 ]
+
+
+FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
 
 
 @contextmanager
@@ -78,6 +82,29 @@ def errors(repeats: Tensor) -> tuple[Tensor, float, float]:
     spread = values.var() if n > 1 else torch.tensor(math.nan)
     within = noise / n if r > 1 else torch.tensor(0.0)
     return values, float(noise.sqrt()) / n, beyond(spread, within, n)
+
+
+def enough(done: int, ratio: float, independent: float, most: int | None) -> int:
+    """Rounds after which a standard error should be what is wanted, now that it is ``ratio`` times that.
+
+    Args:
+        done: rounds so far.
+        ratio: the error over the target.
+        independent: numbers in a round, each of which has its own variance estimated; a target is not trusted before
+            there are 32 degrees of freedom.
+        most: that the budget allows, if it says.
+
+    Returns:
+        All rounds, those that are done among them; ``done`` to stop.
+
+    >>> enough(2, 3.0, 100, None), enough(2, 0.5, 100, None), enough(2, 0.5, 4, None), enough(2, 3.0, 100, 5)
+    (18, 2, 9, 5)
+    """
+    if done < 1 + FREEDOM / independent:
+        wanted = 1 + math.ceil(FREEDOM / independent)
+    else:
+        wanted = done if ratio <= 1 else max(math.ceil(done * ratio**2), done + 1)
+    return wanted if most is None else max(done, min(wanted, most))
 
 
 def beyond(spread: Tensor, within: Tensor, n: int) -> float:
