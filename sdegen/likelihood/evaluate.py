@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sdegen.data import Dataset
 from sdegen.likelihood.methods import Estimator, Method
+from sdegen.likelihood.ode import tolerable
 from sdegen.likelihood.report import LikelihoodReport, gap, merged
 from sdegen.likelihood.scoring import bins_of
 from sdegen.likelihood.store import Progress, Store, fingerprint, part, processes
@@ -200,9 +201,16 @@ def _shard(
 
 
 def _whole(target: float | None, max_nfe: int | None, parts: Sequence[LikelihoodReport]) -> LikelihoodReport:
-    """One report of all shards. Whether the target (nats) is met is said of the whole and not of every shard."""
+    """One report of all shards. Whether the target (nats) is met is said of the whole and not of every shard.
+
+    So is whether a solver's error is small: it does not average out as the noise of the shards does.
+    """
     report = merged(parts)
     notes = [note for note in report.note.split("; ") if note and "target" not in note]
+    allowed = tolerable(target, report.estimator_se, report.dims)
+    if report.solver_error is not None and report.solver_error > allowed and report.kind != "estimate":
+        report = replace(report, kind="estimate")
+        notes.insert(0, f"the solver's error, {report.solver_error:.3g} nats, is larger than {allowed:.3g}")
     if target is not None and report.estimator_se > target:
         bits = report.bits_offset is not None
         is_, wanted = (report.in_bits(e) if bits else e for e in (report.estimator_se, target))

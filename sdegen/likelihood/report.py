@@ -38,8 +38,8 @@ class LikelihoodReport:
         estimator_se: standard error of the mean that comes from random draws, nats; NaN where it is not known.
         data_se: standard error of the mean as an estimate for the population the data come from, nats; NaN where the
             estimator's noise hides it.
-        solver_error: size of the error that the ODE's solver leaves in the mean, nats, which no standard error sees;
-            None where there is no solver or nobody has looked.
+        solver_error: root mean square of the errors that the ODE's solver leaves in the values, nats, which no standard
+            error sees and the mean's does not exceed; None where there is no solver or nobody has looked.
         dims: coordinates of one datum.
         bits_offset: -log2(bin width) for a density of dequantised data, 0 for a probability, None for a density whose
             bin width is not known: bits/dim have no meaning then.
@@ -207,7 +207,7 @@ def merged(reports: Sequence[LikelihoodReport]) -> LikelihoodReport:
         parts={name: mean([r.parts[name] for r in reports]) for name in first.parts},
         estimator_se=math.sqrt(noise) / n,
         data_se=beyond(spread, torch.tensor(0.0 if math.isnan(noise) else noise / n), n),
-        solver_error=None if None in errors else mean([e for e in errors if e is not None]),
+        solver_error=None if None in errors else math.sqrt(mean([e**2 for e in errors if e is not None])),
         forward=mean([r.forward for r in reports]),
         vjp=mean([r.vjp for r in reports]),
         jvp=mean([r.jvp for r in reports]),
