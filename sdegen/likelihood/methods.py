@@ -288,7 +288,7 @@ def _pixel_histogram(model: LatentVariableModel, data: Dataset | None, *, pseudo
 
 
 def _autoregressive(
-    model: LatentVariableModel, data: Dataset | None, *, width: int = 512, steps: int = 600, seed: int = 0
+    model: LatentVariableModel, data: Dataset | None, *, width: int = 512, steps: int = 800, seed: int = 0
 ) -> Estimator:
     x, bins = _levels(data, "autoregressive")
     return _baseline(lambda: autoregressive(x, bins, width=width, steps=steps, seed=seed), x)

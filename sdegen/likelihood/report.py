@@ -213,8 +213,24 @@ def merged(reports: Sequence[LikelihoodReport]) -> LikelihoodReport:
         jvp=mean([r.jvp for r in reports]),
         seconds=sum(r.seconds for r in reports),
         settings={name: _either([r.settings[name] for r in reports]) for name in first.settings},
-        note="; ".join({re.sub(r"[\d.]+", "", r.note): r.note for r in reversed(reports) if r.note}.values()),
+        note="; ".join(_notes([r.note for r in reports])),
     )
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    """Every note once; one that several parts have with other numbers, with the numbers of the first.
+
+    >>> _notes(["3 of 64 are odd", "", "5 of 64 are odd", "no error"])
+    ['3 of 64 are odd (and likewise in another part)', 'no error']
+    """
+    found: dict[str, list[str]] = {}
+    for note in filter(None, notes):
+        found.setdefault(re.sub(r"[-+]?\d[\d.e+-]*", "#", note), []).append(note)
+    more = ("", " (and likewise in another part)")
+    return [
+        same[0] + (more[len(same) - 1] if len(same) < 3 else f" (and likewise in {len(same) - 1} other parts)")
+        for same in found.values()
+    ]
 
 
 def _either(values: Sequence[Any]) -> Any:

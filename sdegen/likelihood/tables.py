@@ -76,9 +76,9 @@ def _numbers(reports: Mapping[str, LikelihoodReport]) -> str:
             error(r, r.estimator_se),
             error(r, r.data_se),
             error(r, r.solver_error),
-            f"{r.forward:.4g}",
-            f"{r.vjp:.4g}",
-            f"{r.jvp:.4g}",
+            f"{r.forward:.5g}",
+            f"{r.vjp:.5g}",
+            f"{r.jvp:.5g}",
             f"{r.seconds:.1f}",
         )
         for title, r in reports.items()

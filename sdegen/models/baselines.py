@@ -115,6 +115,7 @@ class Autoregressive(Baseline):
         self.register_buffer("past", (pixel < pixel[:, None]).float().repeat_interleave(v, 0))  # (d v, d)
         self.hidden, self.drop = nn.Linear(d, width), nn.Dropout(dropout)
         self.logits, self.direct = nn.Linear(width, d * v), nn.Linear(d, d * v, bias=False)
+        nn.init.normal_(self.hidden.weight, std=1.7 / math.sqrt(d))  # half of the pixels are masked on average
         for layer in (self.logits, self.direct):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.logits.bias)
@@ -176,7 +177,7 @@ def pixel_histogram(x: Tensor, bins: Bins, *, pseudocount: float = 1.0) -> Indep
     return Independent(bins.log_histogram(x, pseudocount), bins)
 
 
-def autoregressive(x: Tensor, bins: Bins, *, width: int = 512, steps: int = 600, seed: int = 0) -> Autoregressive:
+def autoregressive(x: Tensor, bins: Bins, *, width: int = 512, steps: int = 800, seed: int = 0) -> Autoregressive:
     """An autoregressive model, trained: seconds for small images.
 
     Args:

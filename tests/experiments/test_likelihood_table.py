@@ -36,7 +36,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = likelihood_table.run(_config(tmp_path))
     titles = [
         "uniform", "autoregressive(width=8, steps=2)", "VAE", "VAE, IWAE K = 4",
-        "DDPM, T = 3, best grid and variance", "DDPM, T = 3", "DDPM, T = 6", "VP-SDE", "ODE",
+        "DDPM, T = 3", "DDPM, T = 3, best grid and variance", "DDPM, T = 6", "VP-SDE", "ODE",
     ]  # fmt: skip
     found = read(path, "likelihood_table")
     assert found["title"].tolist() == titles
