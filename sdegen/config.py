@@ -168,7 +168,7 @@ def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, Late
     from sdegen.data import load
     from sdegen.recipes import MODELS
 
-    device = _device(config.device)
+    device = usable_device(config.device)
     if data is None:
         data = load(config.data.name, **config.data.options)
     if config.train.augment and len(data.event_shape) != 3:
@@ -347,7 +347,12 @@ def _parameters(section: str, name: str) -> list[str]:
     return list(inspect.signature(_source(section, name)).parameters)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        UsageError: there is none of that name here.
+    """
     import torch
 
     try:

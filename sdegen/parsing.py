@@ -159,8 +159,14 @@ def _spoken(hint: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(filter(None, (", ".join(map(str, inner[:-1])), str(inner[-1]))))
     if origin in (tuple, list):
-        return "a list such as " + ("[0.5,0.9]" if float in inner else "[8,16]")
+        each = next(filter(None, map(_limits, inner)), "")
+        floats = any(isinstance(kind, type) and issubclass(kind, float) for kind in inner)
+        return "a list such as " + ("[0.5,0.9]" if floats else "[8,16]") + (f", each {each}" if each else "")
     base = next((kind for kind in (bool, int, float, str) if isinstance(hint, type) and issubclass(hint, kind)), hint)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    limits = (getattr(hint, "__doc__", None) or "").partition("restricted to be ")[2]  # jsonargparse.typing's types
-    return f"{words.get(base, getattr(hint, '__name__', str(hint)))} {limits}".strip()
+    return f"{words.get(base, getattr(hint, '__name__', str(hint)))} {_limits(hint)}".strip()
+
+
+def _limits(hint: Any) -> str:
+    """Of one of jsonargparse.typing's numbers: ">0"."""
+    return (getattr(hint, "__doc__", None) or "").partition("restricted to be ")[2]

@@ -232,6 +232,8 @@ def integrate(
     if end == "denoise":
         x, spent = counted.predict(x, nodes[-1]).x0, None if spent is None else spent + 1
 
+    if x.shape != start.shape:
+        raise ValueError(f"{solver}: its steps made a state of shape {tuple(x.shape)} of one of {tuple(start.shape)}")
     # A finite sum has finite terms, and is one pass; an infinite one may be an overflow.
     if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
         _find_culprit(solver, problem, start, ts, noise)

@@ -63,7 +63,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
 
     from sdegen.comparison.sweep import SETTINGS, check_folder, possible, rank
     from sdegen.comparison.truth import Truths
+    from sdegen.config import usable_device
 
+    usable_device(chosen.device)
     settings, out = _settings(chosen), Path(chosen.out)
     targets = Truths(settings).targets.values()
     cells = possible(settings)

@@ -48,6 +48,8 @@ def prepare(words: Sequence[str]) -> Callable[[], int]:
     out = None if chosen.out is None else Path(chosen.out)
     if out is not None and out.suffix not in (".json", ".h5"):
         raise UsageError(f"out: {out} is neither .json nor .h5")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"out: expected a file in a folder that is there, not {out}")
     solvers = _solvers(chosen.solver)
     return lambda: _verify(solvers, {name: every[name] for name in paths}, grids, out)
 

@@ -107,6 +107,7 @@ def test_certificates_are_kept(suffix: str, tmp_path: Path, capsys: pytest.Captu
         (["heun", "--paths", "sub"], "unknown path 'sub'; there are: flow, ve, vp"),
         (["heun", "--paths", ","], "paths: give at least one of vp, ve, flow"),
         (["heun", "--out", "found.csv"], "out: found.csv is neither .json nor .h5"),
+        (["heun", "--out", "nowhere/found.json"], "out: expected a file in a folder that is there"),
         ([], "required: solver"),
     ],
 )

@@ -253,6 +253,16 @@ def test_nan_in_the_start_is_not_blamed_on_the_solver(problem, x: Tensor) -> Non
         solve(problem, x, solver="ddim", steps=3)
 
 
+def test_a_step_that_changes_the_shape_of_the_state_is_refused(problem, x: Tensor) -> None:
+    class Shrinking(DDIM):
+        def step(self, problem, x, t, s, state, noise):
+            x, state = super().step(problem, x, t, s, state, noise)
+            return x[:1], state
+
+    with pytest.raises(ValueError, match=r"Shrinking.*made a state of shape \(1, 2\) of one of \(3, 2\)"):
+        solve(problem, x, solver=Shrinking(), steps=3)
+
+
 def test_a_prediction_of_the_wrong_shape_names_solver_and_step(problem, x: Tensor) -> None:
     wrong = broken_at(problem, 2, lambda out: Prediction(out.x0[:, :1], out.eps))
     with pytest.raises(
