@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from sdegen import results
 from sdegen.comparison.table import COLUMNS, GROUP, SCHEMA, identity
@@ -138,7 +139,7 @@ def _mean(numbers: np.ndarray, power: float) -> Interval:
     if np.isfinite(low).all() and (low > 0).all():  # known of each, and independent: their logarithms average
         half = float(np.sqrt(np.mean((np.log(high / low) / 2) ** 2) / len(value)))
         return Interval(mean, mean * math.exp(-half), mean * math.exp(half))
-    half = 1.96 * float(value.std(ddof=1)) / math.sqrt(len(value))
+    half = float(student.ppf(0.975, len(value) - 1)) * float(value.std(ddof=1)) / math.sqrt(len(value))
     return Interval(mean, mean - half, mean + half)
 
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from scipy.stats import binom
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -150,9 +151,8 @@ def root_mean(squares: Tensor) -> tuple[float, float, float]:
 def root_median(squares: Tensor) -> tuple[float, float, float]:
     """Root of the median of numbers, (N,), and its 95 % interval, of which nothing is supposed: order statistics."""
     ordered, n = squares.sort().values.sqrt(), len(squares)
-    reach = 0.98 * math.sqrt(n)  # 1.96 standard deviations of how many lie below the median
-    low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach) - 1)
-    return float(ordered.quantile(0.5)), float(ordered[low]), float(ordered[high])
+    low = max(0, int(binom.ppf(0.025, n, 0.5)) - 1)  # how many lie below the median is binomial
+    return float(ordered.quantile(0.5)), float(ordered[low]), float(ordered[n - 1 - low])
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------

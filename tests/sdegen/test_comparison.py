@@ -200,6 +200,10 @@ def test_intervals_cover_what_they_are_about():
         assert (found[:, 1] <= found[:, 0]).all()
         assert (found[:, 0] <= found[:, 2]).all()
         assert interval(torch.zeros(5)) == (0.0, 0.0, 0.0)
+    few = torch.rand(2000, 16, generator=generator).double()
+    found = np.array([root_median(each) for each in few])
+    truth = math.sqrt(0.5)
+    assert np.mean((found[:, 1] <= truth) & (truth <= found[:, 2])) > 0.95  # not fewer, with few noises as well
 
 
 # --- Cells ------------------------------------------------------------------------------------------------------------
