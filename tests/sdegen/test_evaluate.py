@@ -269,7 +269,7 @@ def test_sampling_goes_on_until_the_target_or_the_budget(method: str) -> None:
     before = evaluate(model, data, methods=[method], shard=9)[method]
     target = before.in_bits(before.estimator_se) / 3
     found = evaluate(model, data, methods=[method], target_se=target, shard=9)[method]
-    assert found.in_bits(found.estimator_se) <= target * 1.001
+    assert 0.5 * target < found.in_bits(found.estimator_se) <= target * 1.001  # all shards together, and no more
     assert found.forward > before.forward
     assert "target" not in found.note
     short = evaluate(model, data, methods=[method], target_se=target / 100, max_nfe=64, shard=9)

@@ -363,6 +363,16 @@ def test_the_error_of_the_solver_is_measured(budget: dict[str, Any], settled: bo
     assert best.solver_error is None
 
 
+def test_the_calls_that_measure_the_solver_s_error_are_counted() -> None:
+    truth = oracle("mixture2d")
+    model, x = VPSDE(truth, PATHS["flow"]), truth.sample(16, seed=0)
+    alone = ode_likelihood(model, x, solver="rk4", steps=3, check=0)
+    assert (alone.forward, alone.vjp) == (12, 24)
+    found = ode_likelihood(model, x, solver="rk4", steps=3, check=4)
+    assert found.forward == alone.forward + 4 / 16 * (12 + 24)  # as it is, and with steps half as long
+    assert found.vjp == 2 * found.forward
+
+
 # --- what it says of data ---------------------------------------------------------------------------------------------
 
 
