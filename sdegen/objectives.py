@@ -254,7 +254,8 @@ class Objective:
         about = {"weighting": str(self.weighting), "path": repr(path), "logsnr": (float(ends[0]), float(ends[1]))}
         if bool(rising.any()):
             top = float(logsnr[1:][rising][-1])
-            return Augmentation(**about, falls=False, rises_to=top, clean=math.nan, noise=(math.nan, math.nan, math.nan))
+            unknown = math.nan
+            return Augmentation(**about, falls=False, rises_to=top, clean=unknown, noise=(unknown, unknown, unknown))
         left = (w / w[0]).cummin(0).values  # share with less noise than the level
         places = torch.searchsorted(-left, -torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
         std = torch.exp(-0.5 * logsnr[places.clamp(max=nodes - 1)]).where(places < nodes, 0.0)

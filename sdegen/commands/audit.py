@@ -45,8 +45,8 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     chosen = parser.read(words)
     run = Run.open(chosen.run)
     data, model = run.load(device=chosen.device)
-    labelled = RunConfig.from_toml(run.config).train.conditional and data.test_cond is not None
-    x, cond = data.test[: chosen.n], data.test_cond[: chosen.n] if labelled else None
+    labels = data.test_cond if RunConfig.from_toml(run.config).train.conditional else None
+    x, cond = data.test[: chosen.n], None if labels is None else labels[: chosen.n]
     return lambda: _audit(run, model, x, cond, chosen)
 
 
