@@ -255,6 +255,18 @@ def test_a_journal_of_another_version_is_refused(tmp_path):
 # --- Damaged ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path):
+    Journal(tmp_path).add("key", {"error": 1.0})
+    (file,) = tmp_path.glob("*.jsonl")
+    line, other = file.read_bytes(), Journal(tmp_path)
+    file.write_bytes(line[:30])
+    other.refresh()
+    assert other.rows == {}
+    file.write_bytes(line)
+    other.refresh()
+    assert (other.rows, other.damaged) == ({"key": {"error": 1.0}}, 0)
+
+
 def test_numbers_and_pictures_come_back_bit_for_bit(tmp_path):
     row = {
         "error": 0.1 + 0.2,
