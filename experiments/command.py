@@ -26,7 +26,7 @@ def command(run: Callable[[Any], Path], config: type[Any], doc: str | None, exam
         A function that reads the command line, runs, prints where the results are, and returns the exit code: 2 where
         something that was asked for makes no sense.
     """
-    name = run.__module__.rpartition(".")[2]
+    name = Path(run.__code__.co_filename).stem  # its module is "__main__" when it is run
 
     def main(words: Sequence[str] | None = None) -> int:
         parser = Parser(name, "[options]", (doc or "").partition("\n")[0], f"  python -m experiments.{name} {example}")
