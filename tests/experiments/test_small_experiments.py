@@ -100,10 +100,12 @@ def test_nonsense_is_one_line(
     assert not list(tmp_path.glob("x/*.h5"))
 
 
-def test_the_help_of_an_experiment_calls_it_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.MonkeyPatch.context() as m, pytest.raises(SystemExit) as end:
-        m.setattr(sys, "argv", ["stochasticity", "--help"])
-        m.delitem(sys.modules, "experiments.stochasticity", raising=False)
+def test_the_help_of_an_experiment_calls_it_by_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["stochasticity", "--help"])
+    monkeypatch.delitem(sys.modules, "experiments.stochasticity")
+    with pytest.raises(SystemExit) as end:
         runpy.run_module("experiments.stochasticity", run_name="__main__")
     assert not end.value.code
     assert "python -m experiments.stochasticity [options]" in capsys.readouterr().out
