@@ -15,6 +15,7 @@ from sdegen.bins import Bins
 from sdegen.cli import main
 from sdegen.decoders import CategoricalHead
 from sdegen.likelihood import asymmetry, audit
+from sdegen.likelihood.audit import _ratio
 from sdegen.models import VAE, VPSDE, GaussianDiffusion
 from sdegen.oracles import oracle
 from sdegen.paths import VP, GaussianPath, LinearLogSNR
@@ -133,3 +134,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert read(tmp_path / "run" / "results.h5", "audit").attributes["ode_n"] == 2
     assert main(["audit", run, "--T=0"]) == 2
     assert "T: expected a list" in capsys.readouterr().err
+
+
+def test_the_standard_error_of_a_ratio_is_calibrated() -> None:
+    noise = torch.randn(2, 500, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    below = noise[0].square()
+    found = torch.tensor([[*map(float, _ratio(*pair))] for pair in zip(below * noise[1].exp(), below, strict=True)])
+    assert float(found[:, 1].mean() / found[:, 0].std()) == pytest.approx(1.0, abs=0.2)
