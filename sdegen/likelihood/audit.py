@@ -49,6 +49,7 @@ from solvers.noise import ENCODER, PROBES
 __all__ = ["Asymmetry", "Audit", "Move", "asymmetry", "audit"]
 
 NOTCH = 1.0  # of logsnr
+KNOBS = ("clean end", "noisy end", "T", "tolerance", "probes", "seed")  # in this order
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def _path_knobs(
     knobs.append(Knob("ODE", "tolerance", tol, tol / 10, flow, replace(flow, method=tight)))
     knobs.append(Knob("ODE", "probes", probes, 2 * probes, flow, replace(flow, method=more)))
     knobs += [_reseeded("all levels", every), _reseeded("ODE", flow)]
-    return sorted(knobs, key=lambda knob: [knob.title != "all levels", knob.title == "ODE"])
+    return sorted(knobs, key=lambda knob: [knob.title != "all levels", knob.title == "ODE", KNOBS.index(knob.name)])
 
 
 def _latent_knobs(model: LatentVariableModel, bound: str, K: int, seed: int) -> list[Knob]:
