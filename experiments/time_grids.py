@@ -69,7 +69,7 @@ class Config:
     grids: tuple[str, ...] = ("uniform", "quadratic", "logsnr", "karras", "flow", "sqrt_flow", "vp_quadratic")
     targets: tuple[str, ...] = ("mixture2d", "mixture16")
     paths: tuple[str, ...] = ("vp-linear", "vp-cosine", "flow", "ve")
-    budgets: tuple[int, ...] = (10, 20, 50)
+    budgets: tuple[int, ...] = (10, 20)
     samples: int = 32
     seed: int = 0
     out: Path = Path("runs/time_grids")
