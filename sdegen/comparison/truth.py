@@ -40,7 +40,7 @@ from torch import Tensor
 from sdegen import results
 from sdegen.comparison.distances import Cloud
 from sdegen.comparison.settings import Cell, Comparison
-from sdegen.comparison.targets import Target, find_target
+from sdegen.comparison.targets import Target, find_target, source
 from sdegen.files import DamagedFile, locked
 from sdegen.results import Result
 from solvers import GRIDS, BrownianMotion, DiffusionProblem, FinalStep, InScaling, Noise, OnPath, Solver, Warmup, solve
@@ -272,7 +272,7 @@ class Truths:
         solver, what = cell.method, equation(cell.method)
         if what == "none" or (what == "own" and not solver.nfe_per_step):
             return None
-        whose = f" {solver!r} {cell.grid}" if what == "own" else ""
+        whose = f" {cell.solver} {source(cell.solver)} {solver!r} {cell.grid}" if what == "own" else ""
         s = self.settings
         return (
             f"{what}{whose}; {target.name} {target.mark} {path!r}; seed {cell.seed}, {s.samples} samples, "

@@ -31,7 +31,7 @@ def test_it_measures_draws_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert set(losses) == {"ddim", "heun", "rk4"}
     assert min(float(loss.min()) for loss in losses.values()) == 0
     at = (found["budget"] == 8) & (found["target"] == "ring") & (found["stochastic"] == 0)
-    error = dict(zip(found["solver"][at], found["error"][at], strict=True))
+    error = dict(zip(found["solver"][at], found["error_median"][at], strict=True))
     assert math.exp(losses["rk4"][1]) == pytest.approx(error["rk4"] / min(error.values()))
     three = next(line for line in said.splitlines() if line.strip().startswith("3 ") and "ODE" in line)
     assert "rk4" not in three  # which needs four calls
