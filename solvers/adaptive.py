@@ -130,6 +130,8 @@ class Adaptive(Solver[Ledger]):
         atol: absolute tolerance.
         tries: how many steps are tried in one interval of the grid before it is given up.
         look: on an accelerator, how many tries are made between two looks at whether all have arrived.
+        longest: step that is allowed, as a share of the problem's range: on a VP path nothing moves at either end, and
+            a step over all that does can look harmless.
 
     Attributes:
         exponent: k, the order in h of the error of one step.
@@ -140,6 +142,7 @@ class Adaptive(Solver[Ledger]):
     atol: float = 1e-5
     tries: int = 10_000
     look: int = 4
+    longest: float = 1 / 8
 
     exponent: ClassVar[float]
     stages: ClassVar[int]
@@ -152,6 +155,8 @@ class Adaptive(Solver[Ledger]):
             raise ValueError(f"tolerances are positive, got rtol={self.rtol} and atol={self.atol}")
         if self.tries < 1 or self.look < 1:
             raise ValueError(f"tries and look are at least 1, got {self.tries} and {self.look}")
+        if not 0 < self.longest <= 1:
+            raise ValueError(f"the longest step is a share of the range, in (0, 1], not {self.longest}")
 
     @abstractmethod
     def first(self, problem: Any, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
@@ -204,8 +209,7 @@ class Adaptive(Solver[Ledger]):
         self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: Ledger, noise: Noise
     ) -> tuple[Tensor, Ledger]:
         way = 1.0 if s > t else -1.0
-        # On a VP path nothing moves at either end: without a bound a step over all that does can look harmless.
-        longest = (problem.t_max - problem.t_min) / 8
+        longest = self.longest * (problem.t_max - problem.t_min)
         shortest = 1e-10 * longest
         begin, end = t.to(x.device), s.to(x.device)
         size = state.size

@@ -46,6 +46,7 @@ from solvers import (
     VP_LAM,
     Coordinates,
     DiffusionProblem,
+    DormandPrince54,
     OnPath,
     Path,
     Solver,
@@ -125,10 +126,10 @@ class Route:
         tol: float | None = None,
     ) -> Route:
         """The arguments of :func:`log_density`, checked, with what is left out filled in."""
-        if solver is None:
-            solver = "dopri54" if tol is not None or (trace.exact and steps is nfe is ts is None) else "rk4"
-        method = resolve(solver)
         there = find(variable, VARIABLES, "variable") if isinstance(variable, str) else variable
+        if solver is None and (tol is not None or (trace.exact and steps is nfe is ts is None)):
+            solver = DormandPrince54(longest=1 / 2 if there is FLOW else 1 / 8)  # in flow time no end is at rest
+        method = resolve(solver or "rk4")
         while isinstance(method, OnPath):
             method, there = method.solver, method.path
         if method.stochastic:

@@ -156,17 +156,19 @@ class Hutchinson(Trace):
         seed: of the signs; sample i's are a function of (seed, i, number of the evaluation) alone.
         control: linear denoiser whose Jacobian is subtracted, and whose trace is added; None for none.
         redraw: fresh probes for every evaluation, for fixed steps only; by default wherever the steps are fixed.
+        hold: evaluations in a row that share their probes, where they are fresh; 4 is a step of RK4.
     """
 
     probes: int = 1
     seed: int = 0
     control: LinearGaussian | None = None
     redraw: bool | None = None
+    hold: int = 1
     exact = False
 
     def __post_init__(self) -> None:
-        if self.probes < 1:
-            raise ValueError(f"Hutchinson's trace needs at least one probe, not {self.probes}")
+        if self.probes < 1 or self.hold < 1:
+            raise ValueError(f"Hutchinson's trace needs at least one probe, not {min(self.probes, self.hold)}")
 
     def vjps(self, dims: int) -> int:
         return self.probes
@@ -241,7 +243,7 @@ class _Fresh(_Probes):
         return (torch.arange(self.columns) == 0).float()
 
     def __call__(self, field: Field, x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        probes, signs = self.signs(self.columns - 1, self.number)  # of all rows: with fixed steps nobody leaves
+        probes, signs = self.signs(self.columns - 1, self.number // self.trace.hold)  # nobody leaves
         self.number += 1
         value, found = self.estimates(field, x, t, probes)
         mean = found.mean(1, keepdim=True)
