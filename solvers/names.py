@@ -30,6 +30,9 @@ __all__ = ["GROUP", "find", "installed", "load", "resolve"]
 
 GROUP = "sdegen.solvers"
 
+MANY = 30
+"""More names than these are not all said in a message."""
+
 T = TypeVar("T")
 
 
@@ -37,8 +40,9 @@ def find(name: str, known: Mapping[str, T], kind: str) -> T:
     """Look ``name`` up, or say which names are near and which there are."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(sorted(known))}"
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    some = sorted(known) if len(known) <= MANY else [*sorted(known)[:: len(known) // 8], f"{len(known)} in all"]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(some)}"
     raise ValueError(f"unknown {kind} {name!r}; {hint}")
 
 

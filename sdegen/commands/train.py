@@ -77,8 +77,14 @@ def _try(model: Any, data: Any, config: RunConfig) -> None:
     import torch
 
     labels = data.train_cond[:1] if config.train.conditional else None
-    with torch.no_grad():
-        model.loss(data.train[:1].to(model.dtype), labels, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            model.loss(data.train[:1].to(model.dtype), labels, generator=torch.Generator().manual_seed(0))
+    except (TypeError, RuntimeError) as error:
+        if config.network is None or ":" not in config.network.name:
+            raise
+        said = " ".join(str(error).split())
+        raise UsageError(f"{config.network.name} is called as net(z, logsnr, cond=None), and said: {said}") from error
 
 
 def _train(

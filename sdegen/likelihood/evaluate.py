@@ -151,6 +151,8 @@ def evaluate(
         raise ValueError("again is for one process: another would find the number that is to be forgotten")
     asked = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
     chosen = {title: Method.parse(m) if isinstance(m, str) else m for title, m in asked.items()}
+    if not chosen:
+        raise ValueError('name at least one method, such as methods=["bound"]')
     source = data if isinstance(data, Dataset) else None
     jobs = {title: method.on(model, source) for title, method in chosen.items()}
     if dry_run:
