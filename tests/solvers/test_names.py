@@ -71,7 +71,7 @@ def test_other_packages_offer_solvers() -> None:
     assert resolve("heun") == Heun()  # ours come first
     with pytest.raises(ValueError, match="did you mean 'leapfrog'"):
         resolve("leapfrok")
-    with pytest.raises(ValueError, match=r"cannot load the solver 'missing': No module named 'nowhere'"):
+    with pytest.raises(ValueError, match=r"cannot load the solver 'nowhere.at_all:Heun': No module named 'nowhere'"):
         resolve("missing")
 
 
