@@ -130,13 +130,13 @@ def as_target(name: str, thing: Any, mark: str, device: str = "cpu") -> Target:
     Raises:
         ValueError: it is none of these.
     """
-    from sdegen.denoiser import Denoiser
-    from sdegen.models import VPSDE, GaussianDiffusion
-
     if isinstance(thing, Target):
         return thing
     if isinstance(thing, Oracle):
         return _of_oracle(name, thing, mark)
+    from sdegen.denoiser import Denoiser
+    from sdegen.models import VPSDE, GaussianDiffusion
+
     if isinstance(thing, Denoiser):
         thing = VPSDE(thing)
     if isinstance(thing, GaussianDiffusion):
