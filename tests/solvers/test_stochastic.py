@@ -375,7 +375,7 @@ def test_a_learned_variance_is_between_the_two(problems: Problems) -> None:
 def test_sra1_has_strong_order_one_and_a_half(problems: Problems) -> None:
     """On a nonlinear problem, with Heun's method, of strong order 1, beside it."""
     problem = problems["vp"]
-    x = starts(problem, 16)
+    x = starts(problem, 64)
     coarse = {"steps": (10, 20, 40)}
     sra1 = strong_order(OnPath(SRA1(), VP_LAM), problem, x, logsnr, **coarse)
     heun = strong_order(OnPath(StochasticHeun(), VP_LAM), problem, x, logsnr, **coarse)
