@@ -200,6 +200,9 @@ class Examination:
 
     def _weak(self) -> Iterator[Check]:
         p = self.solver.order
+        if not self.solver.linear:
+            yield Check(f"weak order {p}", False, "what is not linear has no law to compute: declare order 0")
+            return
         for cell in self._grouped():
             try:
                 mean, variance = weak_order(self.solver, cell.problem.path, cell.make, most=self.most)
