@@ -47,6 +47,7 @@ examples:
   sdegen train runs/a --data digits --model vpsde   train for a minute
   sdegen sample runs/a --n 64 --solver heun --steps 20
   sdegen likelihood runs/a --T 10,100,1000 --ode
+  sdegen verify mine.py:Leapfrog                    a solver of your own: is it right?
 """
 
 INTERRUPTED = 130
