@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdegen.building import restore
 from sdegen.data import digits
 from sdegen.densities import Density, UniformLogSNR, UniformTime, low_discrepancy, stratified
 from sdegen.likelihood import bound
@@ -27,7 +28,6 @@ from sdegen.models import VPSDE, GaussianDiffusion
 from sdegen.objectives import Bound
 from sdegen.oracles import MixtureOracle
 from sdegen.paths import VP, Cosine
-from sdegen.runs import Run
 
 Values = Callable[[int], Tensor]
 """seed -> values of all images, (N,)."""
@@ -154,7 +154,7 @@ def main() -> None:
     rows = measure(VPSDE(truth, path), x, chosen.calls, chosen.repetitions)
     table("Mixture in 64 dimensions, exact denoiser, cosine schedule", rows, chosen.calls, 64)
     if chosen.run:
-        data, model = Run.open(chosen.run).load()
+        data, model = restore(chosen.run)
         if not isinstance(model, GaussianDiffusion):
             raise SystemExit(f"{chosen.run} holds no diffusion")
         x = data.test[: chosen.images]

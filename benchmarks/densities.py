@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sdegen.adaptive import LearnedClock, SecondMoment
+from sdegen.building import restore
 from sdegen.densities import Density, low_discrepancy
 from sdegen.levels import Optimal
 from sdegen.likelihood import DenoisingProfile, best_grid, bound_of_every_T, denoising_profile
@@ -30,7 +31,6 @@ from sdegen.likelihood.control import LinearGaussian
 from sdegen.likelihood_plots import denoising, levels
 from sdegen.objectives import DENSITIES, OBJECTIVES
 from sdegen.paths import VP, Cosine
-from sdegen.runs import Run
 from sdegen.style import save
 from sdegen.train.interrupt import cpu_threads
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder for profile.png and levels.png")
     words = parser.parse_args()
     with cpu_threads(1):
-        data, model = Run.open(words.run).load()
+        data, model = restore(words.run)
         linear = LinearGaussian.fit(data.train)
         known, held_out = (
             denoising_profile(model, x[: words.n], bands=words.bands, linear=linear, seed=seed)

@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.bound_variance import mixture
+from sdegen.building import restore
 from sdegen.likelihood import Hutchinson, log_density, ode_likelihood
 from sdegen.likelihood.control import LinearGaussian
 from sdegen.likelihood.log_density import VARIABLES, Route
 from sdegen.likelihood.trace import Field, Trace, Walk
 from sdegen.oracles import MixtureOracle, oracle
 from sdegen.paths import VE, VP, Flow, LinearBeta, LinearLogSNR
-from sdegen.runs import Run
 from solvers import DiffusionProblem, Path, expand, standard_normal
 
 CASES = {"mixture2d": 64, "mixture16": 64, "mixture64": 32}
@@ -291,9 +291,7 @@ def noise(truth: MixtureOracle, images: int, repetitions: int) -> None:
 
 def network(folder: str, images: int) -> None:
     """The same on a trained network: z_0 is held, so that the spread is that of the probes."""
-    run = Run.open(folder)
-    data, model = run.load()
-    model = model.eval()
+    data, model = restore(folder)
     x = data.test[:images]
     control = LinearGaussian.fit(data.train)
     with torch.no_grad():

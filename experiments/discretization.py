@@ -31,6 +31,7 @@ from torch import Tensor
 from experiments.command import command
 from experiments.likelihood_table import trained
 from sdegen import results
+from sdegen.building import restore
 from sdegen.comparison.distances import sliced_wasserstein
 from sdegen.likelihood import (
     DenoisingProfile,
@@ -43,7 +44,6 @@ from sdegen.likelihood import (
 from sdegen.models import GaussianDiffusion
 from sdegen.provenance import provenance
 from sdegen.results import Result
-from sdegen.runs import Run
 from sdegen.style import GREY, MODELS, save, styled
 
 __all__ = ["Config", "run"]
@@ -93,8 +93,8 @@ def run(config: Config | None = None) -> Path:
     """
     config = config or Config()
     config.out.mkdir(parents=True, exist_ok=True)
-    data, model = Run.open(config.run).load() if config.run else trained("digits-vpsde", config.out / "diffusion")
-    _, vae = Run.open(config.vae).load() if config.vae else trained("digits-vae", config.out / "vae")
+    data, model = restore(config.run) if config.run else trained("digits-vpsde", config.out / "diffusion")
+    _, vae = restore(config.vae) if config.vae else trained("digits-vae", config.out / "vae")
     if not isinstance(model, GaussianDiffusion):
         raise ValueError(f"{config.run} holds no diffusion")
     profile = denoising_profile(model, data.test, bands=config.bands)

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from experiments.command import command
 from sdegen import plots, results
-from sdegen.config import RunConfig, build, configure, read_toml, shipped
+from sdegen.building import build, restore
+from sdegen.config import RunConfig, configure, read_toml, shipped
 from sdegen.data import Dataset
 from sdegen.files import write_bytes
 from sdegen.levels import Discrete, Optimal
@@ -157,7 +158,7 @@ def trained(name: str, folder: Path) -> tuple[Dataset, Any]:
             data, model = build(begun)
             done = fit(model, data, begun.train, run=run, resume=(run / "state.pt").exists())
             run.note(status="finished", steps=done.steps, seconds=round(done.seconds, 1))
-    return run.load()
+    return restore(run)
 
 
 def optimal(model: GaussianDiffusion, data: Dataset, T: int, seed: int) -> GaussianDiffusion:

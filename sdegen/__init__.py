@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdegen.bins import Bins
+    from sdegen.building import restore
     from sdegen.data import Dataset, from_arrays, from_file, load
     from sdegen.denoiser import Denoiser
     from sdegen.likelihood import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         evaluate,
         importance,
         ode_likelihood,
+        ode_log_prob,
     )
     from sdegen.models import DDPM, VAE, VPSDE, Elbo, GaussianDiffusion, LatentVariableModel
     from sdegen.networks import MLP, UNet
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bins": ("Bins",),
+    "building": ("restore",),
     "data": ("Dataset", "from_arrays", "from_file", "load"),
     "denoiser": ("Denoiser",),
     "likelihood": (
@@ -51,6 +54,7 @@ _HOMES = {
         "evaluate",
         "importance",
         "ode_likelihood",
+        "ode_log_prob",
     ),
     "models": ("DDPM", "VAE", "VPSDE", "Elbo", "GaussianDiffusion", "LatentVariableModel"),
     "networks": ("MLP", "UNet"),
@@ -97,7 +101,9 @@ __all__ = [
     "importance",
     "load",
     "ode_likelihood",
+    "ode_log_prob",
     "oracle",
+    "restore",
 ]
 
 

@@ -26,7 +26,6 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -38,13 +37,9 @@ from jsonargparse import Namespace
 from sdegen.parsing import Parser, UsageError, nearest
 
 if TYPE_CHECKING:  # torch takes a second to import: only when something is built
-    import torch
-
-    from sdegen.data import Dataset
-    from sdegen.models import LatentVariableModel
     from sdegen.train import TrainConfig
 
-__all__ = ["Choice", "RunConfig", "build", "configure", "defaults", "last_value", "read_toml", "shipped"]
+__all__ = ["Choice", "RunConfig", "configure", "defaults", "last_value", "read_toml", "shipped", "source"]
 
 DEFAULTS = {"data": "digits", "model": "vpsde", "network": "unet"}
 SECONDS = 60.0  # of training, where neither steps nor seconds are asked for
@@ -152,39 +147,6 @@ class RunConfig:
         return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed if counts(key)]
 
 
-def build(config: RunConfig, data: Dataset | None = None) -> tuple[Dataset, LatentVariableModel]:
-    """The data set and the untrained model that a configuration describes.
-
-    Args:
-        config: the configuration.
-        data: in place of loading it.
-
-    Raises:
-        FileNotFoundError: a data file is missing.
-        ValueError: something does not fit; the message begins with the section.
-    """
-    import torch
-
-    from sdegen.data import load
-    from sdegen.recipes import MODELS
-
-    device = usable_device(config.device)
-    if data is None:
-        data = load(config.data.name, **config.data.options)
-    if config.train.augment and len(data.event_shape) != 3:
-        raise UsageError(f"train.augment distorts images, and an example of {data.name} has shape {data.event_shape}")
-    parts: dict[str, Any] = {"classes": (data.classes if config.train.conditional else 0) + bool(config.train.augment)}
-    if config.network is not None:
-        parts["network"] = partial(_source("network", config.network.name), **config.network.options)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(config.seed)
-        try:
-            model = MODELS[config.model.name](data, **parts, **config.model.options)
-        except (RuntimeError, ArithmeticError) as error:  # torch, of a negative width and the like
-            raise ValueError(f"model or network: {' '.join(str(error).split())}") from error
-    return data, model.to(device)
-
-
 def configure(
     words: Sequence[str],
     table: Mapping[str, Any] | None = None,
@@ -209,7 +171,7 @@ def configure(
     words = [re.sub(rf"^--({'|'.join(DEFAULTS)})(?==|$)", r"--\1.name", word) for word in words]
     names, sections = {}, dict(table or {})
     for section, default in DEFAULTS.items():
-        if section == "network" and _source("data", names["data"]) is _source("data", "moons"):
+        if section == "network" and source("data", names["data"]) is source("data", "moons"):
             default = "mlp"  # vectors, not images
         if not isinstance(sections.get(section, {}), Mapping):
             raise UsageError(f'{origin}: {section} is a table such as [{section}] with name = "{default}"')
@@ -301,7 +263,7 @@ def _add_settings(parser: Parser, names: Mapping[str, str]) -> list[str]:
         group = parser.add_argument_group(f"{section} {name}")
         help = f"{', '.join(_known(section))}{', or a file .h5, .npz, .npy' if section == 'data' else ''}"
         group.add_argument(f"--{section}.name", default=name, metavar="NAME", help=f"{help}; --{section} for short")
-        kind: Any = _source(section, name)
+        kind: Any = source(section, name)
         given: Any = GIVEN[section] & {*_parameters(section, name)}
         add = group.add_class_arguments if inspect.isclass(kind) else group.add_function_arguments
         add(kind, section, skip=given, as_group=False)
@@ -326,7 +288,7 @@ def _known(section: str) -> list[str]:
     return {"data": names(), "model": list(MODELS), "network": list(NETWORKS)}[section]
 
 
-def _source(section: str, name: str) -> Callable[..., Any]:
+def source(section: str, name: str) -> Callable[..., Any]:
     """The function or class that a name stands for: its signature holds the options."""
     from sdegen.data import digits, from_file, toy
     from sdegen.networks import network
@@ -344,24 +306,7 @@ def _source(section: str, name: str) -> Callable[..., Any]:
 
 
 def _parameters(section: str, name: str) -> list[str]:
-    return list(inspect.signature(_source(section, name)).parameters)
-
-
-def usable_device(name: str) -> torch.device:
-    """A device by its name.
-
-    Raises:
-        UsageError: there is none of that name here.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device: {name!r} cannot be used here ({reason}); cpu always can") from None
-    return device
+    return list(inspect.signature(source(section, name)).parameters)
 
 
 def last_value(words: Sequence[str], option: str) -> str | None:

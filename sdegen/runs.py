@@ -19,16 +19,15 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdegen.files import DamagedFile, locked, readable_size, replacing, sha256, sweep, write_bytes
 from sdegen.provenance import now, provenance
 
-if TYPE_CHECKING:  # torch takes a second to import: only when a model is built
+if TYPE_CHECKING:
     from sdegen.data import Dataset
-    from sdegen.models import LatentVariableModel
 
 __all__ = ["SCHEMA", "Run", "describe"]
 
@@ -175,28 +174,6 @@ class Run:
             raise DamagedFile(f"{path} is damaged: {sizes if found['bytes'] != known['bytes'] else ''}{sums}")
         return path
 
-    def load(self, *, device: str = "cpu", data: bool = True) -> tuple[Dataset, LatentVariableModel]:
-        """The data set and the trained model, with the averaged weights.
-
-        Args:
-            device: where the model goes; the run's own device does not matter.
-            data: False for a placeholder without the data, enough to sample: the data file need not be there any more.
-
-        Raises:
-            FileNotFoundError: there are no weights yet, or the data file has gone.
-            DamagedFile: the weights are not those that were written.
-            ValueError: the data have changed since training.
-        """
-        from sdegen.config import RunConfig, build
-        from sdegen.train import load_weights
-
-        weights, card = self.verified(WEIGHTS), self.manifest["data"]
-        config = replace(RunConfig.from_toml(self.config, self / CONFIG), device=device)
-        dataset, model = build(config, None if data else _placeholder(card))
-        if data and (found := describe(dataset))["sha256"] != card["sha256"]:
-            raise ValueError(f"the data of {self.path} have changed since training: {found['description']}")
-        return dataset, load_weights(weights, model).eval()
-
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Be the only process that trains in this folder; first tidy up after one that was killed.
@@ -226,20 +203,6 @@ def describe(data: Dataset) -> dict[str, Any]:
         "shift": data.shift,
         "sha256": digest.hexdigest(),
     }
-
-
-def _placeholder(card: Mapping[str, Any]) -> Dataset:
-    """A data set of one grey example, with the shape, levels and classes of the one on the card."""
-    import torch
-
-    from sdegen.bins import Bins
-    from sdegen.data import Dataset
-
-    bins = None if card["levels"] is None else Bins(card["levels"])
-    one = torch.zeros(2, *card["event_shape"]) + (0.0 if bins is None else bins.centers()[0])
-    cond = torch.full((2,), card["classes"] - 1) if card["classes"] else None
-    units = {"scale": card["scale"], "shift": card["shift"], "source": card["source"]}
-    return Dataset(card["name"], one, one, bins, cond, cond, **units)
 
 
 def _facts(path: Path) -> dict[str, Any]:

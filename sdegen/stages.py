@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sdegen.building import build
 from sdegen.comparison import Comparison, compare, exact_sde
-from sdegen.config import RunConfig, build
+from sdegen.config import RunConfig
 from sdegen.data import Dataset
 from sdegen.levels import Discrete
 from sdegen.likelihood import LikelihoodReport, evaluate

@@ -44,7 +44,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     chosen = parser.read(words)
     run = Run.open(chosen.run)
-    data, model = run.load(device=chosen.device)
+    from sdegen.building import restore
+
+    data, model = restore(run, device=chosen.device)
     labels = data.test_cond if RunConfig.from_toml(run.config).train.conditional else None
     x, cond = data.test[: chosen.n], None if labels is None else labels[: chosen.n]
     return lambda: _audit(run, model, x, cond, chosen)

@@ -61,9 +61,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     chosen = parser.read(words)
 
+    from sdegen.building import usable_device
     from sdegen.comparison.sweep import SETTINGS, check_folder, possible, rank
     from sdegen.comparison.truth import Truths
-    from sdegen.config import usable_device
 
     usable_device(chosen.device)
     settings, out = _settings(chosen), Path(chosen.out)

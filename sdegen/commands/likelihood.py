@@ -62,7 +62,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     chosen = parser.read(words)
     run = Run.open(chosen.run)
-    data, model = run.load(device=_device(chosen.device))
+    from sdegen.building import restore
+
+    data, model = restore(run, device=_device(chosen.device))
     from sdegen.likelihood.evaluate import evaluate
 
     labels = data.test_cond if chosen.split == "test" else data.train_cond

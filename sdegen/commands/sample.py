@@ -59,7 +59,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         raise UsageError(f"out: {out} must end in .npz or .png and lie in a folder that exists")
 
     run = Run.open(chosen.run)
-    data, model = run.load(device=chosen.device, data=False)
+    from sdegen.building import restore
+
+    data, model = restore(run, device=chosen.device, data=False)
     settings = _settings(model, chosen)
     cond = _labels(model, run, chosen)
     return lambda: _sample(run, data, model, chosen, settings, cond, out)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdegen.config import RunConfig, build, configure, defaults, last_value, read_toml
+from sdegen.config import RunConfig, configure, defaults, last_value, read_toml
 from sdegen.files import require_space
 from sdegen.parsing import Parser, UsageError
 from sdegen.runs import CONFIG, STATE, WEIGHTS, Run, describe
@@ -57,6 +57,8 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     else:
         path = Path(chosen.run or f"runs/{Path(config.data.name).stem}-{config.model.name}")
         Run.check_free(path, overwrite=chosen.overwrite)
+    from sdegen.building import build
+
     data, model = build(config)
     if config.train.conditional and not data.classes:
         raise UsageError(f"train.conditional needs class labels, and {data.name} has none: name them by --data.labels")

@@ -115,10 +115,11 @@ def find_target(name: str, known: Mapping[str, Any] | None = None, device: str =
     if ":" in name:
         return as_target(name, _made(name), source(name), device)
     if File(name).exists() or "/" in name:
+        from sdegen.building import restore
         from sdegen.runs import WEIGHTS, Run
 
         run = Run.open(name)
-        _, model = run.load(device=device, data=False)
+        _, model = restore(run, device=device, data=False)
         return as_target(name, model, sha256(run / WEIGHTS), device)
     everything: dict[str, Any] = {**ORACLES, **(known or {})}
     return find(name, everything, "target")

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdegen.bins import Bins
@@ -44,14 +45,15 @@ from sdegen.likelihood.trace import Exact, Hutchinson
 from sdegen.likelihood.variate import variate_for
 from sdegen.models import (
     VAE,
+    Autoregressive,
     GaussianDiffusion,
     LatentVariableModel,
-    autoregressive,
     global_histogram,
     pixel_histogram,
     uniform,
 )
 from sdegen.parsing import nearest
+from sdegen.train import TrainConfig, fit
 from solvers.solve import find
 
 __all__ = ["METHODS", "Estimator", "Method"]
@@ -291,7 +293,18 @@ def _autoregressive(
     model: LatentVariableModel, data: Dataset | None, *, width: int = 512, steps: int = 800, seed: int = 0
 ) -> Estimator:
     x, bins = _levels(data, "autoregressive")
-    return _baseline(lambda: autoregressive(x, bins, width=width, steps=steps, seed=seed), x)
+
+    def trained() -> Autoregressive:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            made = Autoregressive(bins.log_histogram(x), bins, width=width)
+        settings = TrainConfig(
+            steps=steps, lr=3e-3, weight_decay=0.1, ema=0.98, eval_every=0, precision="float32", seed=seed
+        )
+        fit(made, Dataset("training data", x, x[:1], bins), settings, progress=False)
+        return made
+
+    return _baseline(trained, x)
 
 
 METHODS: dict[str, Callable[..., Estimator]] = {

@@ -31,7 +31,6 @@ __all__ = [
     "Autoregressive",
     "Baseline",
     "Independent",
-    "autoregressive",
     "global_histogram",
     "pixel_histogram",
     "uniform",
@@ -175,26 +174,3 @@ def pixel_histogram(x: Tensor, bins: Bins, *, pseudocount: float = 1.0) -> Indep
         pseudocount: c > 0, in images.
     """
     return Independent(bins.log_histogram(x, pseudocount), bins)
-
-
-def autoregressive(x: Tensor, bins: Bins, *, width: int = 512, steps: int = 800, seed: int = 0) -> Autoregressive:
-    """An autoregressive model, trained: seconds for small images.
-
-    Args:
-        x: training data in model units, (N, *event).
-        bins: the levels.
-        width: hidden units.
-        steps: of AdamW.
-        seed: of weights, batches and dropout.
-    """
-    from sdegen.data import Dataset
-    from sdegen.train import TrainConfig, fit
-
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        model = Autoregressive(bins.log_histogram(x), bins, width=width)
-    settings = TrainConfig(
-        steps=steps, lr=3e-3, weight_decay=0.1, ema=0.98, eval_every=0, precision="float32", seed=seed
-    )
-    fit(model, Dataset("training data", x, x[:1], bins), settings, progress=False)
-    return model

@@ -247,12 +247,6 @@ class GaussianDiffusion(LatentVariableModel):
             return x.mode
         return x.sample(decoder_noise(z.shape, seed, first, z))
 
-    def log_prob(self, x: Tensor, cond: Tensor | None = None, **settings: Any) -> Tensor:
-        """Log-likelihood by the probability-flow ODE, nats, (B,); see :func:`sdegen.likelihood.ode_log_prob`."""
-        from sdegen.likelihood import ode_log_prob
-
-        return ode_log_prob(self, x, cond, **settings).log_prob
-
     def extra_repr(self) -> str:
         return f"path={self.path}, levels={self.levels}, decoder={self.decoder}, objective={self.objective}"
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sdegen.bins import Bins
-from sdegen.config import build, configure
+from sdegen.building import build
+from sdegen.config import configure
 from sdegen.data import digits
 from sdegen.parsing import UsageError
 from sdegen.train import TrainConfig, augment, fit

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdegen.config import Choice, RunConfig, UsageError, build, configure, read_toml
+from sdegen.building import build
+from sdegen.config import Choice, RunConfig, UsageError, configure, read_toml
 from sdegen.networks import UNet
 from sdegen.train import TrainConfig
 

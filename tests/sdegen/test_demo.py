@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sdegen import demo, report, results
+from sdegen.building import restore
 from sdegen.results import read
 from sdegen.runs import RESULTS, Run
 from sdegen.style import save
@@ -98,7 +99,7 @@ def test_flow_lines_go_from_noise_to_data(folder):
 
 def test_trained_runs_are_ordinary_runs(folder):
     for name in ("diffusion", "vae"):
-        data, model = Run.open(folder / name).load()
+        data, model = restore(folder / name)
         assert model.sample(2).shape == (2, *data.event_shape)
 
 

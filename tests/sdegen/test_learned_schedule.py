@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sdegen.adaptive import LearnedClock, SecondMoment
-from sdegen.config import build, configure
+from sdegen.building import build
+from sdegen.config import configure
 from sdegen.data import Dataset, toy
 from sdegen.densities import Density, Shares, Spectrum, UniformTime, low_discrepancy
 from sdegen.levels import Continuous

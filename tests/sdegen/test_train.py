@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdegen.config import build, configure, read_toml, shipped
+from sdegen.building import build
+from sdegen.config import configure, read_toml, shipped
 from sdegen.data import Dataset, digits, from_arrays
 from sdegen.denoiser import Denoiser
 from sdegen.files import DamagedFile, DiskFull
