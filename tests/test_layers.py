@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,30 @@ def test_solvers_knows_nothing_above_it(path: Path) -> None:
 def test_sdegen_knows_nothing_above_it(path: Path) -> None:
     above = [name for name in imports(path.read_text()) if name.split(".")[0] in ("experiments", "notebooks", "tests")]
     assert above == []
+
+
+def needs(package: str, sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which module of a package imports which; ``from package import name`` is the module of that name, if any."""
+    found = {}
+    for module, source in sources.items():
+        named = {name if name in sources else name.rpartition(".")[0] for name in imports(source)}
+        found[module] = {name for name in named if name in sources and name not in (module, package)}
+    return found
+
+
+@pytest.mark.parametrize("package", ["solvers", "sdegen", "experiments"])
+def test_imports_run_in_one_direction(package: str) -> None:
+    """A module that two others need stands below both, and none is reached from itself, inside functions either."""
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files(package)}
+    TopologicalSorter(
+        needs(package, {name.removesuffix(".__init__"): path.read_text() for path, name in names.items()})
+    ).prepare()
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    circle = {"p.a": "def f():\n    from p.b import g", "p.b": "from p import a", "p": "from p.a import f"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(needs("p", circle)).prepare()
 
 
 def test_the_rule_can_be_broken() -> None:
