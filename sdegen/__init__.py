@@ -9,7 +9,8 @@
     model.sample(16, solver="dpmpp_2m", nfe=20, seed=0)
     sdegen.bound(model, data.test).bits_per_dim
 
-The names below are loaded when they are first used, so that ``sdegen --help`` need not wait for torch.
+The names below, and modules such as ``sdegen.models``, are loaded when they are first used, so that ``sdegen --help``
+need not wait for torch.
 """
 
 from __future__ import annotations
@@ -108,10 +109,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'sdegen' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"sdegen.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f"sdegen.{_HOME[name]}"), name)
+    module = f"sdegen.{name}"
+    try:
+        if not name.startswith("_"):
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:  # it is there, and something that it needs is not
+            raise
+    raise AttributeError(f"module 'sdegen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from pkgutil import iter_modules
+
+    return [*__all__, *(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))]
