@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sdegen.files import require_folder
 from sdegen.parsing import Parser
 
 __all__ = ["command"]
@@ -38,7 +39,9 @@ def command(run: Callable[[Any], Path], config: type[Any], doc: str | None, exam
         try:
             chosen = parser.read(sys.argv[1:] if words is None else words).as_dict()
             chosen |= {key: tuple(filter(None, chosen[key].split(","))) for key in listed}
-            print(run(config(**{f.name: chosen[f.name] for f in fields(config)})))
+            settings = config(**{f.name: chosen[f.name] for f in fields(config)})
+            require_folder(settings.out)
+            print(run(settings))
         except (ValueError, OSError) as error:
             print(f"experiments.{name}: {error}", file=sys.stderr)
             return 2

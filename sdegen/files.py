@@ -18,6 +18,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "locked",
     "readable_size",
     "replacing",
+    "require_folder",
     "require_space",
     "sha256",
     "sweep",
@@ -92,6 +94,27 @@ def require_space(path: Path | str, needed: int) -> None:
     path = Path(path)
     if shutil.disk_usage(path.parent).free < needed:
         raise DiskFull(path, needed)
+
+
+def require_folder(path: Path | str) -> None:
+    """Ask before the work whether files can be written in a folder, be it there or still to be made.
+
+    Permissions do not say it (read-only and virtual file systems have them too), so a file is made that has no name.
+
+    Raises:
+        OSError: they cannot; one line.
+    """
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"expected a folder, and {place} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f": {error.strerror}"  # what a virtual one says
+        raise PermissionError(f"nothing can be written in {place}{why}") from None
 
 
 @contextlib.contextmanager

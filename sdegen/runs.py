@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdegen.files import DamagedFile, locked, readable_size, replacing, sha256, sweep, write_bytes
+from sdegen.files import DamagedFile, locked, readable_size, replacing, require_folder, sha256, sweep, write_bytes
 from sdegen.provenance import now, provenance
 
 if TYPE_CHECKING:
@@ -85,8 +85,10 @@ class Run:
 
         Raises:
             FileExistsError: something is there already.
+            OSError: nothing can be written there.
         """
         path = Path(path)
+        require_folder(path.parent)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return
         if not (path / MANIFEST).exists():

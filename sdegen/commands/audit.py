@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from sdegen.commands import made_by
+from sdegen.commands import folder_to_fill, made_by
 from sdegen.config import RunConfig
 from sdegen.parsing import Parser
 from sdegen.results import write
@@ -44,6 +44,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     chosen = parser.read(words)
     run = Run.open(chosen.run)
+    folder_to_fill("run", run.path)
     from sdegen.building import restore
 
     data, model = restore(run, device=chosen.device)

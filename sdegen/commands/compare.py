@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from sdegen.commands import folder_to_fill
 from sdegen.parsing import Parser, UsageError
 from sdegen.provenance import cpus
 
@@ -66,7 +67,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     from sdegen.comparison.truth import Truths
 
     usable_device(chosen.device)
-    settings, out = _settings(chosen), Path(chosen.out)
+    settings, out = _settings(chosen), folder_to_fill("out", chosen.out)
     targets = Truths(settings).targets.values()
     cells = possible(settings)
     number, of = rank()

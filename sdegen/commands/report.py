@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sdegen.commands import file_to_write, folder_to_fill
 from sdegen.parsing import Parser, UsageError
 
 EXAMPLES = """\
@@ -26,11 +27,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--figures", metavar="DIR", help="write every figure into this folder too, as SVG and PNG")
     chosen = parser.read(words)
     files = [_file(Path(name)) for name in chosen.results]
-    out = Path(chosen.out) if chosen.out else files[0].parent / "report.html"
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"out: expected a file in a folder that is there, not {out}")
-    if chosen.figures and Path(chosen.figures).is_file():
-        raise UsageError(f"figures: expected a folder, not the file {chosen.figures}")
+    out = file_to_write("out", chosen.out or str(files[0].parent / "report.html"))
+    if chosen.figures:
+        folder_to_fill("figures", chosen.figures)
     return _comparison(files, out, chosen.figures) if _compares(files) else _run(files, out, chosen.figures)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from sdegen.commands import made_by
+from sdegen.commands import file_to_write, folder_to_fill, made_by
 from sdegen.parsing import Parser, UsageError
 from sdegen.results import Result, write
 from sdegen.runs import RESULTS, Run
@@ -54,11 +54,12 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--threads", type=PositiveInt, default=1, help="CPU threads")
     chosen = parser.read(words)
-    out = None if chosen.out is None else Path(chosen.out)
-    if out is not None and (out.suffix not in (".npz", ".png") or not out.parent.is_dir()):
-        raise UsageError(f"out: {out} must end in .npz or .png and lie in a folder that exists")
+    out = None if chosen.out is None else file_to_write("out", chosen.out)
+    if out is not None and out.suffix not in (".npz", ".png"):
+        raise UsageError(f"out: {out} must end in .npz or .png")
 
     run = Run.open(chosen.run)
+    folder_to_fill("run", run.path)
     from sdegen.building import restore
 
     data, model = restore(run, device=chosen.device, data=False)

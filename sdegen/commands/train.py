@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdegen.commands import folder_to_fill
 from sdegen.config import RunConfig, configure, defaults, last_value, read_toml
 from sdegen.files import require_space
 from sdegen.parsing import Parser, UsageError
@@ -53,7 +54,7 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
             raise UsageError("--resume names the run: leave out RUN and --overwrite")
         if changed := config.differences(begun):
             raise UsageError(f"{old.path} cannot go on with other settings: {', '.join(changed)}")
-        path = old.path
+        path = folder_to_fill("resume", old.path)
     else:
         path = Path(chosen.run or f"runs/{Path(config.data.name).stem}-{config.model.name}")
         Run.check_free(path, overwrite=chosen.overwrite)

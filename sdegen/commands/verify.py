@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdegen.commands import file_to_write
 from sdegen.parsing import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ def prepare(words: Sequence[str]) -> Callable[[], int]:
 
     every = problems()
     paths, grids = _listed(chosen.paths, every, "path"), _listed(chosen.grids, CERTIFIED_GRIDS, "grid")
-    out = None if chosen.out is None else Path(chosen.out)
+    out = None if chosen.out is None else file_to_write("out", chosen.out)
     if out is not None and out.suffix not in (".json", ".h5"):
         raise UsageError(f"out: {out} is neither .json nor .h5")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UsageError(f"out: expected a file in a folder that is there, not {out}")
     solvers = _solvers(chosen.solver)
     return lambda: _verify(solvers, {name: every[name] for name in paths}, grids, out)
 
