@@ -254,8 +254,7 @@ print((run.path / "metrics.csv").read_text().splitlines()[0])
 # the library knows, the command line does all of this:
 #
 # ```
-# sdegen train runs/outlines --data outlines.h5 --data.key points --data.labels lobes --network mlp \
-#     --train.conditional true
+# sdegen train runs/outlines --data outlines.h5 --data.key points --data.labels lobes --train.conditional true
 # sdegen sample runs/outlines --n 64 --solver dpmpp_2m --nfe 20
 # sdegen likelihood runs/outlines
 # ```

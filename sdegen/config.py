@@ -171,8 +171,8 @@ def configure(
     words = [re.sub(rf"^--({'|'.join(DEFAULTS)})(?==|$)", r"--\1.name", word) for word in words]
     names, sections = {}, dict(table or {})
     for section, default in DEFAULTS.items():
-        if section == "network" and source("data", names["data"]) is source("data", "moons"):
-            default = "mlp"  # vectors, not images
+        if section == "network" and section not in sections and _vectors(names["data"], words, sections.get("data")):
+            default = "mlp"
         if not isinstance(sections.get(section, {}), Mapping):
             raise UsageError(f'{origin}: {section} is a table such as [{section}] with name = "{default}"')
         before = sections.get(section, {}).get("name", default)
@@ -303,6 +303,17 @@ def source(section: str, name: str) -> Callable[..., Any]:
     if section == "data":
         return digits if name == "digits" else toy
     return MODELS[name] if section == "model" else network(name)
+
+
+def _vectors(name: str, words: Sequence[str], options: Mapping[str, Any] | None) -> bool:
+    """Whether an example is a vector and no image, for all that can be told before the data are read."""
+    from sdegen.data import from_file, toy
+    from sdegen.data.files import axes
+
+    kind = source("data", name)
+    if kind is from_file:
+        return axes(name, last_value(words, "--data.key") or (options or {}).get("key")) == 2
+    return kind is toy
 
 
 def _parameters(section: str, name: str) -> list[str]:

@@ -15,7 +15,7 @@ from sdegen.runs import CONFIG, STATE, WEIGHTS, Run, describe
 EXAMPLES = """\
   sdegen train                                        digits, VP-SDE, U-Net, one minute; runs/digits-vpsde
   sdegen train runs/a --model ddpm --model.T 100 --train.steps 2000
-  sdegen train runs/b --data moons --network mlp --network.width 256
+  sdegen train runs/b --data moons --network.width 256    vectors get a perceptron
   sdegen train runs/c --data mine.npz --data.levels 256 --model vae
   sdegen train --print_config > run.toml              every key, its default and its meaning
   sdegen train runs/d --config run.toml --seed 1      the command line goes over the file

@@ -17,7 +17,7 @@ from torch import Tensor
 from sdegen.bins import Bins
 from sdegen.data.dataset import Dataset
 
-__all__ = ["from_arrays", "from_file"]
+__all__ = ["axes", "from_arrays", "from_file"]
 
 
 def from_file(
@@ -114,21 +114,29 @@ def from_arrays(
     return Dataset(name, parts[0], parts[1], bins, cond, held_cond, scale, shift, source=source)
 
 
+def axes(path: str | Path, key: str | None = None) -> int | None:
+    """How many axes the array in a file has, its values unread; None where there is no such array."""
+    try:
+        return _open(Path(path))(key, np.ndim)
+    except (OSError, ValueError):
+        return None
+
+
 class _Unusable(ValueError):
     """Our own complaint about what a file holds, as opposed to a library's about how it is written."""
 
 
-def _open(path: Path) -> Callable[[str | None], np.ndarray]:
-    """A function from a key to the array in the file."""
+def _open(path: Path) -> Callable[..., Any]:
+    """``read(key)``, the array in the file, or ``read(key, take)``, something else that its header tells."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     readers = {".h5": _read_hdf5, ".hdf5": _read_hdf5, ".npz": _read_numpy, ".npy": _read_numpy}
     if path.suffix not in readers:
         raise ValueError(f"{path.name}: the ending must be one of {', '.join(readers)}")
 
-    def read(key: str | None) -> np.ndarray:
+    def read(key: str | None, take: Callable[[Any], Any] = np.array) -> Any:
         try:
-            return readers[path.suffix](path, key)
+            return readers[path.suffix](path, key, take)
         except _Unusable:
             raise
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
@@ -138,7 +146,7 @@ def _open(path: Path) -> Callable[[str | None], np.ndarray]:
     return read
 
 
-def _read_hdf5(path: Path, key: str | None) -> np.ndarray:
+def _read_hdf5(path: Path, key: str | None, take: Callable[[Any], Any]) -> Any:
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -147,17 +155,17 @@ def _read_hdf5(path: Path, key: str | None) -> np.ndarray:
         item: Any = file[_key(key, names, path)]
         if item.dtype.kind not in "biuf":
             raise _Unusable(f"{path} [{item.name}] holds {item.dtype}, not numbers")
-        return item[()]
+        return take(item)
 
 
-def _read_numpy(path: Path, key: str | None) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)  # with pickles, opening a file could run code
+def _read_numpy(path: Path, key: str | None, take: Callable[[Any], Any]) -> Any:
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # with pickles, opening a file could run code
     if isinstance(loaded, np.ndarray):
         if key is not None:
             raise _Unusable(f"{path.name} holds one array without a name: leave out the key {key!r}")
-        return loaded
+        return take(loaded)
     with loaded:
-        return loaded[_key(key, loaded.files, path)]
+        return take(loaded[_key(key, loaded.files, path)])
 
 
 def _key(key: str | None, names: list[str], path: Path) -> str:

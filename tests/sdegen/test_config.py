@@ -7,6 +7,8 @@ import inspect
 import tomllib
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +74,28 @@ def test_the_command_line_goes_over_the_file(tmp_path: Path) -> None:
 def test_vectors_get_a_perceptron() -> None:
     assert (made := config("--data", "moons").network) is not None
     assert made.name == "mlp"
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz", ".npy"])
+def test_files_of_vectors_get_a_perceptron_and_files_of_images_do_not(suffix: str, tmp_path: Path) -> None:
+    for name, shape, network in (("vectors", (20, 3), "mlp"), ("images", (20, 4, 4), "unet")):
+        x, file = np.arange(np.prod(shape), dtype=float).reshape(shape), tmp_path / f"{name}{suffix}"
+        if suffix == ".h5":
+            with h5py.File(file, "w") as made:
+                made["x"], made["labels"] = x, np.zeros(20, int)
+        elif suffix == ".npz":
+            np.savez(file, x=x, labels=np.zeros(20, int))
+        else:
+            np.save(file, x)
+        key = [] if suffix == ".npy" else ["--data.key=x"]
+        asked = config("--data", str(file), *key)
+        assert asked.network is not None
+        assert asked.network.name == network
+        assert build(asked)[0].event_shape == ((3,) if name == "vectors" else (1, 4, 4))
+        said = {"data": {"name": str(file), **({"key": "x"} if key else {})}}
+        assert config(**said).network == asked.network
+        assert config("--network=unet", **said).network.name == "unet"  # type: ignore[union-attr]
+    assert config("--data", str(tmp_path / "gone.h5")).network.name == "unet"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
