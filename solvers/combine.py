@@ -15,7 +15,7 @@ from torch import Tensor
 from solvers.curves import Coordinates, Curve, OwnClock
 from solvers.integrate import Solver
 from solvers.noise import Noise
-from solvers.problem import DiffusionProblem, Nodes, Path, Prediction, mix
+from solvers.problem import DiffusionProblem, Nodes, Passage, Prediction, mix
 
 __all__ = ["FinalStep", "InScaling", "OnPath", "Warmup"]
 
@@ -46,6 +46,7 @@ class Warmup(Solver[tuple[int, Any, Any]]):
             nfe_per_step=self.solver.nfe_per_step,
             stochastic=self.start.stochastic or self.solver.stochastic,
             invariant=self.start.invariant and self.solver.invariant,
+            combines=self.start.combines and self.solver.combines,
             reference=self.solver.reference,
             grid=self.solver.grid,
         )
@@ -120,11 +121,12 @@ class FinalStep(Solver[tuple[float, Any]]):
 
 
 @dataclass(frozen=True)
-class OnPath(Solver[tuple[Path, Any]]):
+class OnPath(Solver[tuple[Passage, Any]]):
     """Any solver, run on another curve and in another clock.
 
     x' = (alpha' / alpha) x at equal logsnr, a step of ``solver`` on the other path, and back. The grid is the
-    problem's: its nodes are carried over by their logsnr. ``OnPath(Heun(), EDM)`` is the deterministic EDM sampler.
+    problem's: its nodes are carried over by their logsnr. ``OnPath(Heun(), EDM)`` is the deterministic EDM sampler. A
+    method that ``combines`` is handed x itself and has the factor in its coefficients.
 
     Args:
         solver: the method.
@@ -139,12 +141,12 @@ class OnPath(Solver[tuple[Path, Any]]):
     def __post_init__(self) -> None:
         self.declare(**_facts(self.solver), grid=self.grid or self.solver.grid, invariant=True)
 
-    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> tuple[Path, Any]:
+    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> tuple[Passage, Any]:
         here, there = problem.path, self.path.over(problem.path)
-        there = here.on(there) if isinstance(here, Nodes) else there
-        return there, self.solver.init(problem.rescaled(there), x, there.time(here.logsnr(ts)))
+        passage = here.to(there) if isinstance(here, Nodes) else Passage(here, there)
+        return passage, self.solver.init(problem.through(passage).scaled(), x, passage.forth(ts))
 
-    def observe(self, state: tuple[Path, Any], lam: Tensor, prediction: Prediction) -> tuple[Path, Any]:
+    def observe(self, state: tuple[Passage, Any], lam: Tensor, prediction: Prediction) -> tuple[Passage, Any]:
         return state[0], self.solver.observe(state[1], lam, prediction)
 
     def step(
@@ -153,16 +155,19 @@ class OnPath(Solver[tuple[Path, Any]]):
         x: Tensor,
         t: Tensor,
         s: Tensor,
-        state: tuple[Path, Any],
+        state: tuple[Passage, Any],
         noise: Noise,
-    ) -> tuple[Tensor, tuple[Path, Any]]:
-        here, (there, inner) = problem.path, state
-        u, v = there.time(here.logsnr(t)), there.time(here.logsnr(s))
-        x = mix((there.alpha(u) / here.alpha(t), x))
-        x, inner = self.solver.step(problem.rescaled(there), x, u, v, inner, noise)
-        return mix((here.alpha(s) / there.alpha(v), x)), (there, inner)
+    ) -> tuple[Tensor, tuple[Passage, Any]]:
+        passage, inner = state
+        u, v, seen = passage.forth(t), passage.forth(s), problem.through(passage)
+        if self.solver.combines:
+            x, inner = self.solver.step(seen, x, u, v, inner, noise)
+        else:
+            x, inner = self.solver.step(seen.scaled(), mix(*seen.terms(x, u)), u, v, inner, noise)
+            x = seen.state(v, (1.0, ((1.0, x),)))
+        return x, (passage, inner)
 
-    def spent(self, state: tuple[Path, Any]) -> Tensor | None:
+    def spent(self, state: tuple[Passage, Any]) -> Tensor | None:
         return self.solver.spent(state[1])
 
     def with_tolerance(self, tol: float) -> Solver[Any]:

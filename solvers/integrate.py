@@ -41,6 +41,8 @@ class Solver(ABC, Generic[S]):
         invariant: whether a solve gives the same sample on every path with the same logsnr at the nodes of its grid
             (VP, VE, flow), up to the factor alpha.
         linear: whether a step of it is linear in state, predictions and noises.
+        combines: whether it gets at states through ``problem.terms`` and makes them by ``problem.state`` only, so that
+            another curve (:class:`solvers.combine.OnPath`) is in its coefficients and costs no pass over a state.
         reference: author, year, identifier.
         grid: name of the grid that ``solve`` takes when none is given, by what was measured for the family on several
             paths (``docs/benchmarks.md``).
@@ -53,6 +55,7 @@ class Solver(ABC, Generic[S]):
     start_order: int | None = None
     invariant: bool = False
     linear: bool = True
+    combines: bool = False
     reference: str = ""
     grid: str = "logsnr"
 
@@ -125,9 +128,10 @@ class Counter:
     def __call__(self, function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
         def counted(x: Tensor, t: Tensor) -> Any:
             self.calls += 1
-            out = function(x, t if t.ndim == 0 else t.reshape(-1))
-            parts = _parts(out)
-            if any(part.shape != x.shape for part in parts):
+            out, shape = function(x, t if t.ndim == 0 else t.reshape(-1)), x.shape
+            for part in (parts := _parts(out)):
+                if part.shape == shape:
+                    continue
                 shapes = " and ".join(str(tuple(part.shape)) for part in parts)
                 raise ValueError(
                     f"{self.where()}: the prediction has shape {shapes} where the state has {tuple(x.shape)}"

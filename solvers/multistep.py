@@ -80,6 +80,7 @@ class AdamsBashforth(Solver[Slopes]):
 
     nfe_per_step = 1
     start_order = 2
+    combines = True
     grid = "vp_quadratic"
     reference = "Bashforth, Adams 1883; Hairer, Noersett, Wanner 1993, section III.5"
 
@@ -118,8 +119,8 @@ class AdamsBashforth(Solver[Slopes]):
         weights = state.planned((s.item(), *[slope.t.item() for slope in seen]))
         if weights is None:
             weights = self.weights(torch.stack([slope.t for slope in seen]), s)
-        past = [(w, slope.velocity) for w, slope in zip(weights, seen, strict=True)]
-        return mix((1.0, x), *past), state._replace(seen=seen)
+        past = ((w, ((1.0, slope.velocity),)) for w, slope in zip(weights, seen, strict=True))
+        return problem.state(s, (1.0, problem.terms(x, t)), *past), state._replace(seen=seen)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ Reference: Hairer, Noersett and Wanner 1993, Solving Ordinary Differential Equat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
 
 from solvers.integrate import Solver
 from solvers.noise import Noise
-from solvers.problem import Problem, gather, mix
+from solvers.problem import Problem, number
 
 __all__ = [
     "RK4",
@@ -41,7 +42,7 @@ class Tableau:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
 
-    @property
+    @cached_property
     def c(self) -> tuple[float, ...]:
         """Where in the step each stage looks: the row sums of ``a``."""
         return (0.0, *(sum(row) for row in self.a))
@@ -51,18 +52,21 @@ class RungeKutta(Solver[None]):
     """An explicit Runge-Kutta method; subclasses say their tableau and its order."""
 
     tableau: ClassVar[Tableau]
+    combines = True
     grid = "vp_quadratic"
 
     def __init_subclass__(cls) -> None:
         cls.nfe_per_step = len(cls.tableau.b)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
-        h, here = s - t, ((1.0, x),)
+        h, here = number(s - t), problem.terms(x, t)
         slopes = [problem.slope(x, t)]
         for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):
-            stage = mix(*gather((1.0, here), *((h * a, k) for a, k in zip(row, slopes, strict=True) if a)))
-            slopes.append(problem.slope(stage, s if abs(c - 1) < 1e-12 else t + c * h))
-        return mix(*gather((1.0, here), *((h * b, k) for b, k in zip(self.tableau.b, slopes, strict=True) if b))), state
+            u = s if abs(c - 1) < 1e-12 else t + c * h
+            stage = problem.state(u, (1.0, here), *((h * a, k) for a, k in zip(row, slopes, strict=True) if a))
+            slopes.append(problem.slope(stage, u))
+        weighted = ((h * b, k) for b, k in zip(self.tableau.b, slopes, strict=True) if b)
+        return problem.state(s, (1.0, here), *weighted), state
 
 
 @dataclass(frozen=True)
