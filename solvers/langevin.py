@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from solvers.churn import inside
 from solvers.integrate import Solver
 from solvers.noise import Noise, elsewhere
 from solvers.problem import DiffusionProblem, Prediction, mix
@@ -101,7 +102,7 @@ class SNRLangevin:
     def correct(self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
         path, sigma = problem.path, problem.path.sigma(s)
         eps = problem.predict(x, s).eps
-        squares = [v.flatten(1).double().square().sum(1) for v in (z, eps)]
+        squares = [v.reshape(len(v), -1).double().square().sum(1) for v in (z, eps)]
         ratio = (squares[0] / squares[1]).sqrt() * sigma  # |z| / |score|
         shrunk = path.alpha(t) / path.alpha(s) if t > s else path.alpha(s) / path.alpha(t)
         return _moved(x, eps, sigma, 2 * (shrunk * self.snr * ratio) ** 2, z)
@@ -113,7 +114,8 @@ class PredictorCorrector(Solver[Any]):
 
     Weak order that of the predictor, or the corrector's if that is lower: 1 with :class:`Langevin`, none (0) with
     :class:`SNRLangevin`; ``steps`` evaluations per step more than the predictor, noise white. The normals of the
-    corrections are independent of the predictor's.
+    corrections are independent of the predictor's: they are taken from places (:func:`solvers.noise.elsewhere`) below
+    zero, where only other correctors look.
 
     Args:
         predictor: any solver.
@@ -152,8 +154,9 @@ class PredictorCorrector(Solver[Any]):
     ) -> tuple[Tensor, Any]:
         lam_t, lam_s = problem.path.logsnr(t) / 2, problem.path.logsnr(s) / 2
         x, state = self.predictor.step(problem, x, t, s, state, noise)
+        taken = sum(part.steps for part in inside(self.predictor) if isinstance(part, PredictorCorrector))
         for k in range(self.steps):
-            x = self.corrector.correct(problem, x, t, s, elsewhere(noise, 1 + k)(lam_t, lam_s))
+            x = self.corrector.correct(problem, x, t, s, elsewhere(noise, -1 - taken - k)(lam_t, lam_s))
         return x, state
 
     def nfe(self, steps: int) -> int:

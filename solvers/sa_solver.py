@@ -56,11 +56,15 @@ class Taken(NamedTuple):
         t: where it began.
         kept: what it kept of the state, times that state, plus its noise.
         part: the linear part it was taken with.
+        lam: logsnr / 2 where it arrived.
+        x: the state there.
     """
 
     t: Tensor
     kept: Tensor
     part: Linear
+    lam: float
+    x: Tensor
 
 
 class Memory(NamedTuple):
@@ -138,12 +142,15 @@ class SASolver(Solver[Memory]):
         path = problem.path
         lam_t, lam_s = path.logsnr(t) / 2, path.logsnr(s) / 2
         nodes, _ = self.observe(state, lam_t, problem.predict(x, t))
-        if self.c and state.taken is not None:
-            before, kept, part = state.taken
-            x = mix((1.0, kept), *self._terms(part, path, before, t, nodes[: self.c]))
+        if self.c and state.taken is not None and state.taken.lam == float(lam_t):
+            before, kept, part, _, arrived = state.taken
+            terms = [(1.0, kept), *self._terms(part, path, before, t, nodes[: self.c])]
+            # Who has moved the state since, by a step of Langevin's for example, has moved the corrected one too.
+            x = mix(*terms) if x is arrived else mix(*terms, (1.0, x), (-1.0, arrived))
 
         part = linear("x0", self.tau(path.logsnr(t)) if callable(self.tau) else self.tau)
         factor, _, std = part.factors(path, t, s)
         fresh = [(std, noise(lam_t, lam_s))] if part.eta > 0 else []
         kept = mix((factor, x), *fresh)
-        return mix((1.0, kept), *self._terms(part, path, t, s, nodes[: self.p])), Memory(nodes, Taken(t, kept, part))
+        x = mix((1.0, kept), *self._terms(part, path, t, s, nodes[: self.p]))
+        return x, Memory(nodes, Taken(t, kept, part, float(lam_s), x))

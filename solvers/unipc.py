@@ -144,13 +144,13 @@ class Corrected(NamedTuple):
         inner: the predictor's memory.
         nodes: predictions so far, the newest first.
         planned: the corrector's rows on the grid, by (lam_t, lam_r, ...); None for one that was not foreseen.
-        last: the last step of the predictor: corrected state and time where it began, lam where it arrived.
+        last: the last step of the predictor: corrected state and time where it began, lam and state where it arrived.
     """
 
     inner: Any
     nodes: History
     planned: Callable[[tuple[float, ...]], Row | None]
-    last: tuple[Tensor, Tensor, float] | None
+    last: tuple[Tensor, Tensor, float, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ class UniC(Solver[Corrected]):
     for both the correction and the predictor's next step, so nothing is evaluated that the predictor would not
     evaluate; the other half of the pair is renewed, so that z = alpha x0 + sigma eps holds of the corrected state.
 
-    Order min(predictor's, p) + 1, as many evaluations as the predictor, noise none. Start: correctors of orders
-    1, 2, ..., p. The last step is not corrected. ``UniC(UniP(p), p)`` is ``UniPC(p)``.
+    Order min(predictor's, p) + 1 (its order without its own corrector, where it has one), as many evaluations as the
+    predictor, noise none. Start: correctors of orders 1, 2, ..., p. The last step is not corrected.
+    ``UniC(UniP(p), p)`` is ``UniPC(p)``.
 
     Args:
         predictor: any method with fixed steps and without noise; every such method here looks at (x, t) first.
@@ -186,8 +187,10 @@ class UniC(Solver[Corrected]):
     def __post_init__(self) -> None:
         if self.predictor.stochastic or self.predictor.nfe_per_step == 0:
             raise ValueError(f"UniC corrects methods with fixed steps and without noise, not {self.predictor}")
+        # What corrects itself predicts with one order less, and that is where the corrector's prediction is made.
+        alone = self.predictor.order - isinstance(self.predictor, (UniC, UniPC))
         self.declare(
-            order=min(self.predictor.order, self._rule.p) + 1,
+            order=min(alone, self._rule.p) + 1,
             nfe_per_step=self.predictor.nfe_per_step,
             invariant=self.predictor.invariant,
             reference=_PAPER,
@@ -221,16 +224,18 @@ class UniC(Solver[Corrected]):
         nodes = (Node(0.5 * path.logsnr(t), *now), *state.nodes)[: self.p + 1]
         key = tuple(node.lam.item() for node in nodes)
         if state.last is not None and state.last[2] == key[0]:
-            before, r, _ = state.last
+            before, r, _, arrived = state.last
             row = state.planned(key)
             if row is None:
                 weights = self._weights(torch.stack([node.lam for node in nodes]))
                 kept, new = FORMS[self.form].factors(path, r, t)
                 row = row_of(kept, new, weights)
-            x = mix(*zip(row, [before, *(getattr(node, self.form) for node in nodes)], strict=True))
+            terms = zip(row, [before, *(getattr(node, self.form) for node in nodes)], strict=True)
+            # Who has moved the state since, by a step of Langevin's for example, has moved the corrected one too.
+            x = mix(*terms) if x is arrived else mix(*terms, (1.0, x), (-1.0, arrived))
             now = FORMS[self.form].tied(now, x, path.alpha(t), path.sigma(t))
         moved, inner = self.predictor.step(problem.calling(_answering(now)), x, t, s, state.inner, noise)
-        return moved, Corrected(inner, nodes, state.planned, (x, t, 0.5 * path.logsnr(s).item()))
+        return moved, Corrected(inner, nodes, state.planned, (x, t, 0.5 * path.logsnr(s).item(), moved))
 
     def nfe(self, steps: int) -> int:
         return self.predictor.nfe(steps)

@@ -491,6 +491,17 @@ def test_a_corrector_raises_the_order_of_any_predictor(
     assert integrate(solver, problem, starts(problem), uneven(problem.path, 12)).nfe == plain.nfe
 
 
+def test_a_corrector_of_what_corrects_itself_counts_the_order_without(
+    problems: Problems, answers: dict[str, Tensor]
+) -> None:
+    problem = problems["vp"]
+    for predictor, order in ((UniC(DDIM(), 1), 2), (UniPC(1), 2), (UniPC(2), 3), (UniC(DPMSolverPP2S(), 2), 3)):
+        solver = UniC(predictor, 2)
+        assert solver.order == order
+        measured = measured_order(solver, problem, starts(problem), uneven, steps=(320, 640), answer=answers["vp"])
+        assert measured.slope == pytest.approx(order, abs=0.2)
+
+
 def test_unic_refuses_what_it_cannot_correct() -> None:
     for wrong in (SOLVERS["ancestral"], SOLVERS["dopri5"]):
         with pytest.raises(ValueError, match="fixed steps and without noise"):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ from solvers import (
     SNRLangevin,
     Solver,
     StochasticHeun,
+    UniC,
+    UniPC,
     Window,
     integrate,
     prior,
@@ -393,12 +396,25 @@ def test_weak_order_of_a_noisy_ode_solver_is_the_solvers(vp: GaussianPath) -> No
     assert restart.slope > 3.7
 
 
+@pytest.mark.parametrize("solver", [DPMSolverPP2M(), SASolver(2, 2, tau=0.0), SOLVERS["lms_4"]], ids=repr)
+def test_churn_costs_a_multistep_method_its_order(solver: Solver[Any], vp: GaussianPath) -> None:
+    """Its differences are of predictions between which noise was added. Restarts begin its memory anew."""
+    churn = Churn(solver, s_churn=2.0)
+    assert churn.order == 1
+    assert Churn(solver, s_churn=0.0).order == Restart(solver).order == solver.order
+    mean, variance = weak_order(churn, vp, logsnr, steps=(160, 320, 640))
+    assert mean.attains(1)
+    assert variance.attains(1)
+    assert variance.slope < 1.2
+
+
 def test_inflated_noise_leaves_a_bias(vp: GaussianPath) -> None:
     loud, plain = (Churn(OnPath(Heun(), EDM), s_noise=s) for s in (1.007, 1.0))
     errors = [[abs(moments(solver, vp, logsnr(vp, n), 0.3, 0.5)[1]) for n in (80, 160)] for solver in (loud, plain)]
     assert errors[0][1] > 0.01
     assert errors[0][1] > 0.7 * errors[0][0]
     assert errors[1][1] < 0.3 * errors[1][0]
+    assert (loud.order, plain.order) == (0, 2)
 
 
 def test_the_third_order_of_er_sde_is_the_corrected_ones(problems: Problems, answers: dict[str, Tensor]) -> None:
@@ -604,6 +620,44 @@ def test_corrections_draw_noises_of_their_own(vp: GaussianPath) -> None:
     table = trace(PredictorCorrector(Ancestral(), Langevin(0.5), steps=3), vp, logsnr(vp, 4))
     assert table.draws == 4 * 4
     assert torch.equal(torch.as_tensor(table.noise_covariance), torch.eye(16).double())
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [SASolver(), SASolver(2, 2, tau=0.0), UniC(DDIM(), 1), OnPath(UniC(DDIM(), 1), VP_LAM), UniPC(2), DPMSolverPP2M()],
+    ids=repr,
+)
+def test_what_a_corrector_did_is_kept_by_methods_that_correct_themselves(
+    predictor: Solver[Any], vp: GaussianPath
+) -> None:
+    """They take the step before once more, from where it began: what happened to the state since is theirs to add."""
+    solver = PredictorCorrector(predictor, Langevin(rate=0.5))
+    table = trace(solver, vp, logsnr(vp, 6))
+    corrections = table.result()[1 + table.nfe :][np.abs(table.intervals[:, 0]) > 32]
+    assert len(corrections) == 6
+    assert bool((np.abs(corrections) > 1e-9).all())
+    for measured in weak_order(solver, vp, logsnr, steps=(40, 80, 160)):
+        assert measured.attains(1), measured
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [Restart(DDIM()), PredictorCorrector(Ancestral(), Langevin(0.5), steps=2), AnnealedLangevin(steps=3),
+     OnPath(PredictorCorrector(Ancestral(), Langevin(0.5)), VP_LAM)],
+    ids=repr,
+)  # fmt: skip
+def test_correctors_share_no_noise_with_what_draws_some_elsewhere_too(predictor: Solver[Any], vp: GaussianPath) -> None:
+    table = trace(PredictorCorrector(predictor, Langevin(0.5), steps=2), vp, logsnr(vp, 4))
+    apart = table.noise_covariance - np.eye(table.draws)
+    assert np.abs(apart).max() < 1e-12
+
+
+def test_a_corrector_of_samples_that_are_numbers(vp: GaussianPath) -> None:
+    solver, x = PredictorCorrector(ReverseDiffusion(), SNRLangevin()), prior(vp, (3, 1), seed=0, dtype=torch.float64)
+    noise, ts = BrownianMotion(x, 1), logsnr(vp, 4)
+    column = integrate(solver, gaussian(vp), x, ts, noise=noise).x
+    numbers = integrate(solver, gaussian(vp), x[:, 0], ts, noise=lambda a, b: noise(a, b)[:, 0]).x
+    assert torch.equal(numbers, column[:, 0])
 
 
 # --- Encoding, settings -----------------------------------------------------------------------------------------------
