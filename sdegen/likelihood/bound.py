@@ -39,17 +39,27 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.special import ndtr
 
 from sdegen.densities import UniformLogSNR
 from sdegen.likelihood.control import Control
+from sdegen.likelihood.keyed import Keyed, strata
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, enough, evaluating, offset, rows
+from sdegen.likelihood.scoring import (
+    beyond,
+    chunks,
+    describe,
+    discreteness,
+    enough,
+    evaluating,
+    numbered,
+    offset,
+    positive,
+    rows,
+)
 from sdegen.likelihood.variate import ControlVariate, variate_for
 from sdegen.models.base import Elbo, LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.objectives import Bound
-from solvers import standard_normal
 from solvers.noise import BOUND
 
 __all__ = ["bound"]
@@ -106,13 +116,10 @@ def bound(
     began, before = time.perf_counter(), model.evaluations
     model.check(data)
     bits = offset(model, bin_width)
-    numbers = list(range(len(data)) if samples is None else samples)
-    if len(numbers) != len(data):
-        raise ValueError(f"there are {len(data)} data and {len(numbers)} sample numbers")
+    numbers = numbered(data, samples)
+    positive(target_se)
     if draws < 1 or repeats < 1:
         raise ValueError(f"draws and repeats are at least 1, not {draws} and {repeats}")
-    if target_se is not None and not target_se > 0:
-        raise ValueError(f"target_se is a positive number of nats, not {target_se}")
     if model.exact:
         draws, repeats, target_se, max_nfe = 1, 1, None, None
     if target_se is not None:
@@ -205,10 +212,10 @@ def _levels(model: GaussianDiffusion, variate: ControlVariate | None, draws: int
     constant = model.dims * levels.constant(path)
     known = None if variate is None else variate.integral(levels, path)
 
-    def latent(x: Tensor, cond: Tensor | None, normal: _Keyed) -> Tensor:
+    def latent(x: Tensor, cond: Tensor | None, normal: Keyed) -> Tensor:
         n, at = len(x), x.repeat_interleave(draws, 0)
         labels = None if cond is None else cond.repeat_interleave(draws, 0)
-        u, noise = _strata(normal, at, draws), normal(at)
+        u, noise = strata(normal, at), normal(at)
 
         def error(t: Tensor) -> Tensor:
             f = model.error(at, t, noise, labels)
@@ -220,17 +227,17 @@ def _levels(model: GaussianDiffusion, variate: ControlVariate | None, draws: int
         drawn = levels.integral(path, u, error, density, Bound()).reshape(n, draws) + constant
         return drawn if known is None else drawn + known(x)[:, None]
 
-    def reconstruction(x: Tensor, cond: Tensor | None, normal: _Keyed) -> Tensor:
+    def reconstruction(x: Tensor, cond: Tensor | None, normal: Keyed) -> Tensor:
         if not model.decoder.drawn:
             return model.reconstruction(x, model.encode(x, cond).bottom, x, cond)[:, None]
         at, labels = x.repeat_interleave(looks, 0), None if cond is None else cond.repeat_interleave(looks, 0)
         return model.reconstruction(at, model.encode(at, labels).bottom, normal(at), labels).reshape(-1, looks)
 
     def draw(x: Tensor, cond: Tensor | None, numbers: Sequence[int], number: int) -> Terms:
-        normal = _Keyed(seed, numbers, number, draws)
+        normal = Keyed(seed, numbers, number, draws)
         prior = model.prior.divergence(model.encode(x, cond).top, x, x.new_zeros(len(x)), normal)  # a closed form
         return [
-            {"reconstruction": reconstruction(x, cond, _Keyed(seed, numbers, number, looks, BOUND + 2))},
+            {"reconstruction": reconstruction(x, cond, Keyed(seed, numbers, number, looks, BOUND + 2))},
             {"latent": latent(x, cond, normal)},
             {"prior": prior[:, None]},
         ]
@@ -242,39 +249,12 @@ def _latents(model: LatentVariableModel, draws: int, seed: int) -> Draw:
     """Rounds of any other model: all of the bound from one draw of the latents."""
 
     def draw(x: Tensor, cond: Tensor | None, numbers: Sequence[int], number: int) -> Terms:
-        normal, at = _Keyed(seed, numbers, number, draws), x.repeat_interleave(draws, 0)
+        normal, at = Keyed(seed, numbers, number, draws), x.repeat_interleave(draws, 0)
         labels = None if cond is None else cond.repeat_interleave(draws, 0)
-        terms = model.bound(at, labels, _strata(normal, at, draws), normal)
+        terms = model.bound(at, labels, strata(normal, at), normal)
         return [{name: term.reshape(-1, draws) for name, term in zip(Elbo._fields, terms, strict=True)}]
 
     return draw
-
-
-class _Keyed:
-    """Normals that are a function of (seed, number of the datum, number of the round); every call is another stream.
-
-    Args:
-        seed: of all.
-        numbers: of the data.
-        number: of the round.
-        draws: of each datum in a round; rows are data times draws, the draws of one datum side by side.
-        stream: the first.
-    """
-
-    def __init__(self, seed: int, numbers: Sequence[int], number: int, draws: int, stream: int = BOUND) -> None:
-        self.seed, self.draws, self.stream = seed, draws, stream
-        self.keys = [(number << 32) + n for n in numbers]
-
-    def __call__(self, like: Tensor) -> Tensor:
-        shape, kind = (len(self.keys), self.draws, *like.shape[1:]), {"dtype": like.dtype, "device": like.device}
-        self.stream += 1
-        return standard_normal(shape, self.seed, samples=self.keys, stream=self.stream - 1, **kind).flatten(0, 1)
-
-
-def _strata(normal: _Keyed, rows: Tensor, draws: int) -> Tensor:
-    """u in [k / draws, (k + 1) / draws) for the k-th draw of each datum, (n * draws,), float64."""
-    inside = ndtr(normal(rows.new_empty(len(rows), 1, dtype=torch.float64))[:, 0])
-    return (torch.arange(len(rows), device=rows.device) % draws + inside) / draws
 
 
 @dataclass
@@ -314,20 +294,20 @@ class _Tally:
         self.independent = self.independent or [
             _Strata.empty(self.n, next(iter(together.values())).shape[1]) for together in drawn
         ]
-        for strata, together in zip(self.independent, drawn, strict=True):
-            strata.add(here, torch.stack(list(together.values())).sum(0))
+        for those, together in zip(self.independent, drawn, strict=True):
+            those.add(here, torch.stack(list(together.values())).sum(0))
             for name, term in together.items():
                 self.sums[name] = self.sums.get(name, 0.0) + float(term.mean(1).sum())
 
     @property
     def values(self) -> Tensor:
         """(N,)."""
-        return torch.stack([strata.mean.mean(1) for strata in self.independent]).sum(0)
+        return torch.stack([those.mean.mean(1) for those in self.independent]).sum(0)
 
     @property
     def variances(self) -> Tensor:
         """Of the values, (N,)."""
-        return torch.stack([strata.variances for strata in self.independent]).sum(0)
+        return torch.stack([those.variances for those in self.independent]).sum(0)
 
     @property
     def error(self) -> float:

@@ -33,7 +33,19 @@ from torch import Tensor
 
 from sdegen.likelihood.dequantize import Dequantizer
 from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import chunks, describe, discreteness, enough, errors, evaluating, offset, rows
+from sdegen.likelihood.scoring import (
+    chunks,
+    describe,
+    discreteness,
+    enough,
+    errors,
+    evaluating,
+    numbered,
+    offset,
+    positive,
+    rows,
+    spreadable,
+)
 from sdegen.models.base import ModelPrior
 from sdegen.models.vae import VAE
 from solvers import standard_normal
@@ -162,12 +174,10 @@ def importance(
     """
     began, before = time.perf_counter(), model.evaluations
     model.check(data)
-    n, numbers = len(data), list(range(len(data)) if samples is None else samples)
-    repeats = _checked(model, K, repeats, dequantizer, debias, target_se, max_nfe)
-    if len(numbers) != n:
-        raise ValueError(f"there are {n} data and {len(numbers)} sample numbers")
-    if dequantizer is not None and bin_width not in (None, dequantizer.bins.width):
-        raise ValueError(f"the dequantizer's bins are {dequantizer.bins.width:.6g} wide, not bin_width={bin_width}")
+    n, numbers = len(data), numbered(data, samples)
+    positive(target_se)
+    spreadable(model, dequantizer, bin_width)
+    repeats = _checked(model, K, repeats, debias, max_nfe)
     tally, ready, total = _Tally(), 0, 0
     most = None if max_nfe is None else max_nfe // K
     plan = repeats if target_se is not None or most is None else most
@@ -190,10 +200,6 @@ def importance(
     if target_se is not None and se > target_se:
         notes.append(f"the target of {target_se:.3g} nats is not reached with max_nfe={max_nfe}")
     discrete = model.discrete or dequantizer is not None
-    if dequantizer is None:
-        levels = discreteness(model, bin_width)
-    else:
-        levels = {"dequantizer": repr(dequantizer), "bin_width": dequantizer.bins.width}
     return LikelihoodReport(
         method=f"importance-weighted {'estimate, debiased' if debias else 'bound'}, K = {K}",
         kind="estimate" if debias else "upper bound",
@@ -210,7 +216,7 @@ def importance(
         jvp=0,
         seconds=time.perf_counter() - began,
         logsnr=None,
-        **levels,
+        **discreteness(model, bin_width, dequantizer),
         solver=None,
         tolerance=None,
         seed=seed,
@@ -219,10 +225,7 @@ def importance(
     )
 
 
-def _checked(
-    model: VAE, K: int, repeats: int, dequantizer: Dequantizer | None, debias: bool, target_se: float | None,
-    max_nfe: int | None,
-) -> int:  # fmt: skip
+def _checked(model: VAE, K: int, repeats: int, debias: bool, max_nfe: int | None) -> int:
     """The number of repeats, once everything is as it must be."""
     if K < 1 or repeats < 1:
         raise ValueError(f"K and repeats are at least 1, not {K} and {repeats}")
@@ -232,10 +235,6 @@ def _checked(
         raise ValueError(
             "importance weights need log p(z), which of a model prior is known by a bound only: use the bound"
         )
-    if model.discrete and dequantizer is not None:
-        raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")
-    if target_se is not None and not target_se > 0:
-        raise ValueError(f"target_se is a positive number of nats, not {target_se}")
     if max_nfe is not None and max_nfe < K:
         raise ValueError(f"K = {K} latents take {K} network calls per datum: max_nfe={max_nfe} is not enough")
     return repeats if max_nfe is None else max(1, min(repeats, max_nfe // K))

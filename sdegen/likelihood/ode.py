@@ -43,7 +43,18 @@ from sdegen.likelihood.dequantize import Dequantizer
 from sdegen.likelihood.log_density import LogDensity, Route, log_density
 from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.rounds import Progress, Tally
-from sdegen.likelihood.scoring import beyond, chunks, describe, discreteness, evaluating, offset, rows
+from sdegen.likelihood.scoring import (
+    beyond,
+    chunks,
+    describe,
+    discreteness,
+    evaluating,
+    numbered,
+    offset,
+    positive,
+    rows,
+    spreadable,
+)
 from sdegen.likelihood.trace import Hutchinson, Trace, trace_for
 from sdegen.models.diffusion import GaussianDiffusion
 from solvers import standard_normal
@@ -95,7 +106,8 @@ def ode_log_prob(
         its standard error, where more than one draw says what it is.
     """
     model.check(x)
-    drawn = _drawn(model, dequantizer)
+    spreadable(model, dequantizer)
+    drawn = model.discrete or dequantizer is not None
     trace = trace or trace_for(model.dims, seed)
     _check(drawn, trace, draws, K, noisy)
     numbers, each = range(len(x)) if samples is None else samples, draws * K
@@ -203,14 +215,10 @@ def ode_likelihood(
     """
     began = time.perf_counter()
     model.check(data)
-    n, drawn = len(data), _drawn(model, dequantizer)
-    if dequantizer is not None and bin_width not in (None, dequantizer.bins.width):
-        raise ValueError(f"the dequantizer's bins are {dequantizer.bins.width:.6g} wide, not bin_width={bin_width}")
-    if target_se is not None and not target_se > 0:
-        raise ValueError(f"target_se is a positive number of nats, not {target_se}")
-    numbers = list(range(n) if samples is None else samples)
-    if len(numbers) != n:
-        raise ValueError(f"there are {n} data and {len(numbers)} sample numbers")
+    n, numbers = len(data), numbered(data, samples)
+    positive(target_se)
+    spreadable(model, dequantizer, bin_width)
+    drawn = model.discrete or dequantizer is not None  # z_0, or y
     trace = _controlled(trace or trace_for(model.dims, seed, 1 if drawn else 2), control, data)
     start = (2 if drawn else 1) if draws is None else draws
     _check(drawn, trace, start, K, noisy)
@@ -240,7 +248,6 @@ def ode_likelihood(
 
     values, variances = tally.values, tally.variances
     se = float(variances.sum().sqrt()) / n
-    discrete = model.discrete or dequantizer is not None
     notes = [tally.note]
     allowed = tolerable(target_se, se, model.dims)
     settled = off is not None and off.rms <= allowed
@@ -248,7 +255,7 @@ def ode_likelihood(
         notes.append(
             f"the solver's error, {off.rms:.3g} nats, is larger than {allowed:.3g}: ask for a smaller tol or more steps"
         )
-    if discrete and float(values.mean()) < 0:
+    if drawn and float(values.mean()) < 0:
         settled = False
         notes.append("grey levels would have a probability above one: the solver's error is larger than the result")
     bias = None
@@ -256,27 +263,23 @@ def ode_likelihood(
         bias, settled = 0.5 * float(tally.trace_variance), False
         notes.append(f"optimistic by up to {bias:.3g} nats: K > 1 takes the trace's noise for likelihood")
     within = variances.mean() if bool(variances.isfinite().all()) else torch.tensor(0.0)
-    if dequantizer is None:
-        levels = discreteness(model, bin_width)
-    else:
-        levels = {"dequantizer": repr(dequantizer), "bin_width": dequantizer.bins.width}
     return LikelihoodReport(
         method="probability-flow ODE" + (f", K = {K}" if K > 1 else ""),
-        kind=("upper bound" if discrete else "exact") if settled else "estimate",
-        of="probability" if discrete else "density",
+        kind=("upper bound" if drawn else "exact") if settled else "estimate",
+        of="probability" if drawn else "density",
         values=values,
         parts=tally.parts,
         estimator_se=se,
         data_se=beyond(values.var() if n > 1 else torch.tensor(math.nan), within, n),
         solver_error=None if off is None else off.rms,
         dims=model.dims,
-        bits_offset=0.0 if discrete else offset(model, bin_width),
+        bits_offset=0.0 if drawn else offset(model, bin_width),
         forward=tally.forward,
         vjp=tally.vjp,
         jvp=0,
         seconds=time.perf_counter() - began,
         logsnr=model.logsnr_ends,
-        **levels,
+        **discreteness(model, bin_width, dequantizer),
         solver=repr(route.method),
         tolerance=route.tolerance,
         seed=seed,
@@ -297,13 +300,6 @@ def ode_likelihood(
 def tolerable(target_se: float | None, se: float, dims: int) -> float:
     """The largest solver's error, nats, that leaves a number exact, or a bound: what nobody minds beside its noise."""
     return max(target_se or NEGLIGIBLE * dims, se if math.isfinite(se) else 0.0)
-
-
-def _drawn(model: GaussianDiffusion, dequantizer: Dequantizer | None) -> bool:
-    """Whether z_0 is drawn."""
-    if model.discrete and dequantizer is not None:
-        raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")
-    return model.discrete or dequantizer is not None
 
 
 def _check(drawn: bool, trace: Trace, draws: int, K: int, noisy: bool) -> None:

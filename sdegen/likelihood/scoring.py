@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdegen.bins import Bins
+from sdegen.likelihood.dequantize import Dequantizer
 from sdegen.models.base import LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.models.vae import VAE
@@ -24,13 +25,37 @@ __all__ = [
     "enough",
     "errors",
     "evaluating",
+    "numbered",
     "offset",
+    "positive",
     "reader",
     "rows",
+    "spreadable",
 ]
 
-
 FREEDOM = 32  # degrees of freedom of a standard error that ends the sampling
+
+
+def numbered(data: Tensor, samples: Sequence[int] | None) -> list[int]:
+    """The numbers of the data, which key their noise: those given, or 0 and on."""
+    numbers = list(range(len(data)) if samples is None else samples)
+    if len(numbers) != len(data):
+        raise ValueError(f"there are {len(data)} data and {len(numbers)} sample numbers")
+    return numbers
+
+
+def positive(target_se: float | None) -> None:
+    """Refuse a target that no sampling meets."""
+    if target_se is not None and not target_se > 0:
+        raise ValueError(f"target_se is a positive number of nats, not {target_se}")
+
+
+def spreadable(model: LatentVariableModel, dequantizer: Dequantizer | None, bin_width: float | None = None) -> None:
+    """Refuse a dequantizer where there is nothing to spread, and bins that are not its own."""
+    if model.discrete and dequantizer is not None:
+        raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")
+    if dequantizer is not None and bin_width not in (None, dequantizer.bins.width):
+        raise ValueError(f"the dequantizer's bins are {dequantizer.bins.width:.6g} wide, not bin_width={bin_width}")
 
 
 @contextmanager
@@ -116,8 +141,12 @@ def offset(model: LatentVariableModel, bin_width: float | None) -> float | None:
     return None if not model.discrete and bin_width is None else model.bits_offset(bin_width)
 
 
-def discreteness(model: LatentVariableModel, bin_width: float | None) -> dict[str, Any]:
+def discreteness(
+    model: LatentVariableModel, bin_width: float | None, dequantizer: Dequantizer | None = None
+) -> dict[str, Any]:
     """The fields ``dequantizer`` and ``bin_width`` of a report: the discrete decoder's own, or what a caller says."""
+    if dequantizer is not None:
+        return {"dequantizer": repr(dequantizer), "bin_width": dequantizer.bins.width}
     if not model.discrete:
         return {"dequantizer": None if bin_width is None else "the caller's", "bin_width": bin_width}
     bins = bins_of(model)
