@@ -57,6 +57,7 @@ class _Asking:
 
     def __init__(self, problem: Problem, t: Tensor, s: Tensor) -> None:
         self.velocity, self.ends, self.left = problem.velocity, (float(t), float(s)), PATIENCE
+        self.last: Tensor | None = None
 
     def __call__(self, time: Tensor | float, x: Tensor) -> Tensor:
         self.left -= 1
@@ -65,7 +66,23 @@ class _Asking:
             raise ValueError(f"no end after {PATIENCE} evaluations between t = {a:.6g} and {b:.6g}: is it stiff?")
         # The time as the problem wants it, 0-dim float64 on the CPU.
         at = torch.as_tensor(time).to("cpu", torch.float64).clamp(min(self.ends), max(self.ends))
-        return self.velocity(x, at)
+        self.last = self.velocity(x, at)
+        return self.last
+
+    def gave_up(self, solver: Solver[None], x: Tensor, reason: Exception | str) -> Tensor:
+        """What is left of a state that a library could not carry on because the velocity was no number: none either.
+
+        The loop then finds out, as for any other method, where it stopped being one and for which sample.
+
+        Raises:
+            ValueError: the velocity was a number.
+        """
+        if self.last is not None and not bool(self.last.isfinite().all()):
+            return torch.full_like(x, torch.nan)
+        if isinstance(reason, ValueError):  # ours: a prediction of the wrong shape, no end
+            raise reason
+        a, b = self.ends
+        raise ValueError(f"{solver} gave up between t = {a:.6g} and {b:.6g}: {reason}")
 
 
 def _longest(problem: Problem) -> float:
@@ -140,9 +157,12 @@ class TorchDiffEq(Solver[None]):
             options |= {"solver": "LSODA", "max_step": _longest(problem)}
         elif self.method in self.ADAPTIVE:
             options |= {"step_t": ends[1:], "max_step": _longest(problem)}
-        path = _library("torchdiffeq").odeint(
-            velocity, x.double(), ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
-        )
+        try:
+            path = _library("torchdiffeq").odeint(
+                velocity, x.double(), ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+            )
+        except AssertionError as reason:  # its way to say that a step became too short
+            return ask.gave_up(self, x, reason), state
         return path[-1].to(x.dtype), state
 
     def with_tolerance(self, tol: float) -> Solver[None]:
@@ -177,7 +197,7 @@ class ScipyODE(Solver[None]):
         _check_tolerance(self.rtol, self.atol)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
-        ask, a, b = _Asking(problem, t, s), float(t), float(s)
+        ask, b = _Asking(problem, t, s), float(s)
 
         def velocity(time: float, y: np.ndarray) -> np.ndarray:
             v = ask(time, torch.as_tensor(y).reshape(x.shape).to(x))
@@ -187,9 +207,12 @@ class ScipyODE(Solver[None]):
         # t_eval keeps scipy from storing every step it takes.
         ivp = _library("scipy.integrate").solve_ivp
         settings = {"method": self.method, "rtol": self.rtol, "atol": self.atol, "max_step": _longest(problem)}
-        done = ivp(velocity, (a, b), start, t_eval=[b], **settings)
+        try:
+            done = ivp(velocity, ask.ends, start, t_eval=[b], **settings)
+        except ValueError as reason:  # BDF factorises a matrix of numbers only
+            return ask.gave_up(self, x, reason), state
         if not done.success:
-            raise ValueError(f"{self} gave up between t = {a:.6g} and {b:.6g}: {done.message}")
+            return ask.gave_up(self, x, done.message), state
         return torch.as_tensor(done.y[:, -1]).reshape(x.shape).to(x), state
 
     def with_tolerance(self, tol: float) -> Solver[None]:

@@ -15,6 +15,7 @@ from solvers import (
     BrownianMotion,
     DiffusionProblem,
     OnPath,
+    Prediction,
     ScipyODE,
     Solver,
     TorchDiffEq,
@@ -53,6 +54,23 @@ def test_every_adaptive_method_follows_its_tolerance_in_every_variable(
     done = solve(problem, x, solver=inside(solver, variable), tol=1e-4)
     assert (done.x - x * std[1] / std[0]).abs().max() < 4e-3
     assert 20 < done.nfe < 2000
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda s: f"{type(s).__name__}-{s.method}")
+def test_a_prediction_that_is_no_number_is_named_and_not_the_library_s_distress(solver: Solver[Any], vp: Any) -> None:
+    whole = gaussian(vp)
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        x0, eps = whole.predict(x, t)
+        bad = (t < 0.5) & (torch.arange(len(x)) > 0)
+        return Prediction(x0, eps.where(~bad[:, None], torch.nan))
+
+    with pytest.raises(FloatingPointError, match=r"prediction in step 1 at t = 0.4.*first bad sample: 1\)") as error:
+        solve(DiffusionProblem(vp, predict), starts(whole, 3), solver=solver, tol=1e-3)
+    assert solver.method in str(error.value)
+    wrong = DiffusionProblem(vp, lambda x, t: Prediction(*(part[:1] for part in whole.predict(x, t))))
+    with pytest.raises(ValueError, match=r"step 1, t = 1: the prediction has shape \(1, 2\)"):
+        solve(wrong, starts(whole, 3), solver=solver, tol=1e-3)
 
 
 FIXED: list[Solver[Any]] = [
