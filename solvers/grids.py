@@ -287,7 +287,8 @@ def check_grid(ts: Tensor, t_min: float, t_max: float) -> Tensor:
         The same nodes as a float64 CPU tensor.
 
     Raises:
-        ValueError: fewer than two nodes, not finite, not strictly monotone, or outside [t_min, t_max].
+        ValueError: fewer than two nodes, not finite, not strictly monotone (a step of 1e-12 of the time has no length),
+            or outside [t_min, t_max].
     """
     ts = torch.as_tensor(ts).detach().to("cpu", torch.float64)
     if ts.ndim != 1 or len(ts) < 2:
@@ -300,6 +301,10 @@ def check_grid(ts: Tensor, t_min: float, t_max: float) -> Tensor:
         raise ValueError(
             f"a grid is strictly monotone: node {worst} at t = {ts[worst]:.6g} is followed by t = {ts[worst + 1]:.6g}"
         )
+    # A rounding apart is the same node twice: correctors and extrapolations divide by the step.
+    if bool((same := steps.abs() <= 1e-12 * ts[1:].abs()).any()):
+        worst = int(same.int().argmax())
+        raise ValueError(f"a grid has no node twice: nodes {worst} and {worst + 1} are both t = {ts[worst]:.6g}")
     low, high = float(ts.min()), float(ts.max())
     slack = 1e-12 * max(1.0, abs(t_max))
     if low < t_min - slack or high > t_max + slack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -16,6 +17,16 @@ from solvers.noise import BrownianMotion, Noise, fresh_seed, standard_normal
 from solvers.problem import DiffusionProblem, Path, Problem
 
 __all__ = ["find", "prior", "resolve", "solve", "steps_within"]
+
+
+def _whole(what: str, number: int | None) -> int | None:
+    """A whole number, of whatever kind, as ``int``."""
+    if number is None:
+        return None
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{what} is a whole number, got {number!r}") from None
 
 
 def _grid(grid: str | Grid) -> Grid:
@@ -79,7 +90,7 @@ def solve(
             "package.module:Class" or "file.py:Class".
         steps: number of steps of ``grid``.
         nfe: budget of network calls; the most steps that fit are taken, and ``Trajectory.nfe`` says what was spent.
-        ts: the grid itself, (N + 1,), float64.
+        ts: the grid itself, (N + 1,), float64; a rising one encodes.
         tol: relative and absolute tolerance of a solver that controls its own steps.
         grid: a name in ``GRIDS`` or a function (path, n) -> ts; the solver's own default where None.
         seed: seed of the noise of a stochastic solver; without one a fresh seed is drawn and reported.
@@ -99,10 +110,15 @@ def solve(
     """
     method = resolve(solver)
     named: str | None = None
+    steps, nfe, seed = _whole("steps", steps), _whole("nfe", nfe), _whole("seed", seed)
     if sum(budget is not None for budget in (steps, nfe, ts, tol)) != 1:
         raise ValueError("give exactly one of steps, nfe, ts and tol")
     if ts is not None and grid is not None:
         raise ValueError("ts is the grid itself: leave out grid, or give steps in place of ts")
+    if ts is not None and encode and ts[0] > ts[-1]:
+        raise ValueError(
+            f"encode walks from data to noise, and ts falls from {ts[0]:.6g} to {ts[-1]:.6g}: give ts.flip(0)"
+        )
     if tol is not None:
         if not tol > 0:
             raise ValueError(f"tol is positive, got {tol}")
@@ -116,8 +132,12 @@ def solve(
         if tol is None:  # else there is nothing but the ends
             named = grid if isinstance(grid, str) else getattr(grid, "__name__", type(grid).__name__)
         make = _grid(grid)
-        # An ODE has a range and no schedule: the grids in t need nothing else.
-        ts = make(problem.path if isinstance(problem, DiffusionProblem) else cast("Path", problem), steps)
+        try:  # an ODE has a range and no schedule: the grids in t need nothing else
+            ts = make(problem.path if isinstance(problem, DiffusionProblem) else cast("Path", problem), steps)
+        except AttributeError:
+            if isinstance(problem, DiffusionProblem):
+                raise
+            raise ValueError(f"an ODE has no noise levels: the grid {named} needs a path, uniform needs none") from None
         ts = ts.flip(0) if encode else ts
     if noise is None and method.stochastic:
         noise = BrownianMotion(x, fresh_seed() if seed is None else seed, samples=range(first, first + len(x)))

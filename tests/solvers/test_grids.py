@@ -137,6 +137,8 @@ def test_powers_are_positive(vp) -> None:
         ([[1.0, 0.0]], "1-D"),
         ([1.0, math.nan, 0.0], "finite"),
         ([1.0, 0.5, 0.5, 0.0], "node 1 at t = 0.5 is followed by t = 0.5"),
+        ([1.0, 0.5, 0.5 - 1e-13, 0.0], "no node twice: nodes 1 and 2 are both t = 0.5"),
+        ([0.0, 0.5, 0.5 + 1e-13, 1.0], "no node twice: nodes 1 and 2 are both t = 0.5"),
         ([1.0, 0.2, 0.3, 0.0], "node 1 at t = 0.2 is followed by t = 0.3"),
         ([0.0, 0.3, 0.2, 1.0], "node 1 at t = 0.3 is followed by t = 0.2"),
         ([1.1, 0.0], r"\[0, 1\], got \[0, 1.1\]"),
@@ -145,7 +147,7 @@ def test_powers_are_positive(vp) -> None:
 )
 def test_what_is_no_grid_is_refused(ts: list, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        check_grid(torch.tensor(ts), 0.0, 1.0)
+        check_grid(torch.tensor(ts, dtype=torch.float64), 0.0, 1.0)
 
 
 def test_a_grid_comes_back_in_float64_on_the_cpu() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def x(vp) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [name for name, solver in SOLVERS.items() if solver.nfe_per_step])
-@pytest.mark.parametrize("nfe", [12, 20, 33])
+@pytest.mark.parametrize("nfe", [*range(1, 13), 20, 33])
 def test_a_budget_is_respected_and_what_was_spent_is_said(name: str, nfe: int, problem, x: Tensor) -> None:
     calls = 0
 
@@ -54,6 +55,13 @@ def test_a_budget_is_respected_and_what_was_spent_is_said(name: str, nfe: int, p
 
         return call
 
+    if nfe < SOLVERS[name].nfe(1):
+        with pytest.raises(
+            ValueError, match=f"needs at least {SOLVERS[name].nfe(1)} evaluations, the budget is nfe={nfe}$"
+        ):
+            solve(problem.calling(counting), x, solver=name, nfe=nfe, seed=0)
+        assert calls == 0
+        return
     done = solve(problem.calling(counting), x, solver=name, nfe=nfe, seed=0)
     assert calls == done.nfe <= nfe
     assert done.nfe > nfe - max(SOLVERS[name].nfe_per_step, 6)
@@ -185,12 +193,26 @@ def test_an_unknown_solver_is_told_its_neighbours(name: str, near: str, problem,
         ({"ts": torch.tensor([1.0, 0.5, 0.6, 0.0])}, "strictly monotone"),
         ({"ts": torch.tensor([1.0, 0.5, 0.5, 0.0])}, "followed by t = 0.5"),
         ({"ts": torch.tensor([1.5, 0.5])}, "path's range"),
+        ({"ts": torch.tensor([1.0, 0.5]), "encode": True}, r"ts falls from 1 to 0.5: give ts.flip\(0\)"),
     ],
 )
 def test_an_impossible_request_is_one_clear_line(arguments: dict, words: str, problem, x: Tensor) -> None:
     with pytest.raises(ValueError, match=words) as error:
         solve(problem, x, solver="heun", **arguments)
     assert one_line(error)
+
+
+@pytest.mark.parametrize(("what", "value"), [("steps", 5.0), ("steps", "5"), ("nfe", 8.5), ("seed", 1.5)])
+def test_what_is_counted_is_whole(what: str, value: object, problem, x: Tensor) -> None:
+    budget = {} if what != "seed" else {"steps": 4}
+    with pytest.raises(TypeError, match=f"{what} is a whole number, got {value!r}"):
+        solve(problem, x, solver="ancestral", **budget, **{what: value})
+    assert solve(problem, x, solver="ancestral", steps=np.int64(4), seed=np.int64(3)).seed == 3
+
+
+def test_an_ode_has_no_noise_levels() -> None:
+    with pytest.raises(ValueError, match="the grid karras needs a path, uniform needs none"):
+        solve(ODE(lambda x, t: -x), torch.ones(1, 1), solver="heun", steps=4, grid="karras")
 
 
 @pytest.mark.parametrize("name", ["nowhere:Heun", "solvers:Nobody", "math:pi", "solvers:prior"])
