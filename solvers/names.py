@@ -17,7 +17,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -40,10 +40,15 @@ def find(name: str, known: Mapping[str, T], kind: str) -> T:
     """Look ``name`` up, or say which names are near and which there are."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    raise ValueError(f"unknown {kind} {name!r}; {_near(name, known)}")
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    """Which of the known names were meant, or which there are."""
+    lower = {each.lower(): each for each in known}
+    near = [lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     some = sorted(known) if len(known) <= MANY else [*sorted(known)[:: len(known) // 8], f"{len(known)} in all"]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(some)}"
-    raise ValueError(f"unknown {kind} {name!r}; {hint}")
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(some)}"
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +100,11 @@ def load(name: str, kind: str, *, what: Callable[[ModuleType], str] | None = Non
     where, _, thing = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     try:
         module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        return getattr(module, thing or (what(module) if what else ""))
+        thing = thing or (what(module) if what else "")
+        if not hasattr(module, thing):
+            own = [made for made in vars(module) if not made.startswith("_")]
+            raise ValueError(f"there is no {thing} in {where}; {_near(thing, own)}")
+        return getattr(module, thing)
     except Exception as error:
         raise _failed(name, kind, error) from error
 
