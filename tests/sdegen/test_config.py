@@ -206,7 +206,7 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
     again = RunConfig.from_toml(config.to_toml())
     _, model = build(again)
     assert model.denoiser.net.scale == 2.0
-    with pytest.raises(ValueError, match=r"cannot load the network .*no attribute 'Other'"):
+    with pytest.raises(ValueError, match=r"cannot load the network .*there is no Other in"):
         configure(["--network", f"{tmp_path / 'own.py'}:Other"])
     with pytest.raises(UsageError, match=r"unknown option --network\.depth"):
         configure(["--network", name, "--network.depth", "2"])
