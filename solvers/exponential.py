@@ -47,7 +47,7 @@ from torch import Tensor
 from solvers.integrate import Solver
 from solvers.names import find
 from solvers.noise import Noise
-from solvers.problem import DiffusionProblem, Path, Prediction, mix
+from solvers.problem import DiffusionProblem, Path, Prediction, mix, number
 
 __all__ = [
     "FORMS",
@@ -238,16 +238,23 @@ Row = Tensor | list[float]
 """The coefficients of one step: of the state, then of the predictions, the newest first."""
 
 
+class Seen(NamedTuple):
+    """The part of a prediction that is extrapolated, and logsnr / 2 where it was made."""
+
+    lam: Tensor | float
+    part: Tensor
+
+
 class Memory(NamedTuple):
     """What an :class:`ExponentialMultistep` hands from step to step.
 
     Attributes:
-        nodes: predictions so far, the newest first.
+        nodes: what was seen so far, the newest first.
         planned: the rows of the grid, by (lam_s, lam_t, lam_previous, ...); None for a step that was not foreseen.
         target: lam at which its own last step arrived; None before the first.
     """
 
-    nodes: History
+    nodes: tuple[Seen, ...]
     planned: Callable[[tuple[float, ...]], Row | None]
     target: float | None
 
@@ -328,31 +335,37 @@ class ExponentialMultistep(Solver[Memory]):
         """
         return self.integral(lam, lam[..., 0], lam_s)
 
+    def row(self, path: Path, lam: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The coefficients (..., 1 + q) of steps from t to s (...), with predictions made at lam (..., q)."""
+        kept, new = FORMS[self.form].factors(path, t, s)
+        return row_of(kept, new, self.weights(path, lam, path.logsnr(s) / 2))
+
+    def drawn(self, path: Path, t: Tensor, s: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        """What a step adds up beside the state and the predictions: nothing here."""
+        return ()
+
     def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Memory:
         path, lam = problem.path, problem.path.logsnr(ts) / 2
-        kept, new = FORMS[self.form].factors(path, ts[:-1], ts[1:])
         planned: dict[tuple[float, ...], Row] = {}
         for first, last, nodes in windows(lam[:-1], self.memory):
-            here, there = slice(first, last), lam[first + 1 : last + 1]
-            rows = row_of(kept[here], new[here], self.weights(path, nodes, there))
-            planned |= filed(torch.cat([there[:, None], nodes], -1), rows)
+            rows = self.row(path, nodes, ts[first:last], ts[first + 1 : last + 1])
+            planned |= filed(torch.cat([lam[first + 1 : last + 1, None], nodes], -1), rows)
         return Memory((), planned.get, None)
 
     def observe(self, state: Memory, lam: Tensor, prediction: Prediction) -> Memory:
-        return Memory((Node(lam, *prediction), *state.nodes)[: self.memory], state.planned, state.target)
+        return state._replace(nodes=(Seen(lam, getattr(prediction, self.form)), *state.nodes)[: self.memory])
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
-        path = problem.path
-        nodes, planned, _ = self.observe(state, 0.5 * path.logsnr(t), problem.predict(x, t))
-        target = 0.5 * path.logsnr(s).item()
-        row = planned((target, *[node.lam.item() for node in nodes]))
+        path, planned, target = problem.path, state.planned, 0.5 * problem.path.logsnr(s).item()
+        seen = Seen(0.5 * number(path.logsnr(t)), getattr(problem.predict(x, t), self.form))
+        nodes = (seen, *state.nodes)[: self.memory]
+        row = planned((target, *[lam if isinstance(lam, float) else lam.item() for lam, _ in nodes]))
         if row is None:
-            weights = self.weights(path, torch.stack([node.lam for node in nodes]), path.logsnr(s) / 2)
-            row = row_of(*FORMS[self.form].factors(path, t, s), weights)
-        seen = [getattr(node, self.form) for node in nodes]
-        return mix(*zip(row, [x, *seen], strict=True)), Memory(nodes, planned, target)
+            row = self.row(path, torch.stack([torch.as_tensor(lam, dtype=torch.float64) for lam, _ in nodes]), t, s)
+        terms = zip(row, [x, *[part for _, part in nodes], *self.drawn(path, t, s, noise)], strict=True)
+        return mix(*terms), Memory(nodes, planned, target)
 
 
 @dataclass(frozen=True)

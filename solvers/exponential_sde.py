@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from solvers.dpm_solver import DPMSolver2M, DPMSolverPP2M
-from solvers.exponential import FORMS, ExponentialMultistep, Memory
+from solvers.exponential import FORMS, ExponentialMultistep, row_of
 from solvers.integrate import Solver
 from solvers.noise import Noise
 from solvers.problem import DiffusionProblem, Path, mix
@@ -124,10 +124,6 @@ def linear(form: str, eta: float | Tensor) -> Linear:
     return _LINEAR[form](eta)
 
 
-def _unplanned(key: tuple[float, ...]) -> None:
-    """No row is computed before its step."""
-
-
 # --- Multistep --------------------------------------------------------------------------------------------------------
 
 
@@ -156,20 +152,13 @@ class StochasticMultistep(ExponentialMultistep):
     def moments(self, h: Tensor, count: int) -> Tensor:
         return linear(self.form, self.eta).moments(h, count, super().moments)
 
-    def init(self, problem: DiffusionProblem, x: Tensor, ts: Tensor) -> Memory:
-        return Memory((), _unplanned, None)
-
-    def step(
-        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
-    ) -> tuple[Tensor, Memory]:
-        path = problem.path
-        lam_t, lam_s = path.logsnr(t) / 2, path.logsnr(s) / 2
-        state = self.observe(state, lam_t, problem.predict(x, t))
+    def row(self, path: Path, lam: Tensor, t: Tensor, s: Tensor) -> Tensor:
         kept, new, std = linear(self.form, self.eta).factors(path, t, s)
-        weights = new * self.weights(path, torch.stack([node.lam for node in state.nodes]), lam_s)
-        seen = [getattr(node, self.form) for node in state.nodes]
-        fresh = [(std, noise(lam_t, lam_s))] if self.eta > 0 else []
-        return mix((kept, x), *zip(weights.unbind(), seen, strict=True), *fresh), state
+        row = row_of(kept, new, self.weights(path, lam, path.logsnr(s) / 2))
+        return torch.cat([row, std[..., None]], -1) if self.stochastic else row
+
+    def drawn(self, path: Path, t: Tensor, s: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        return (noise(path.logsnr(t) / 2, path.logsnr(s) / 2),) if self.stochastic else ()
 
 
 @dataclass(frozen=True)

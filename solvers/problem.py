@@ -133,10 +133,9 @@ def mix(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     tensor([2.5000, 2.5000])
     """
     (c, x), *rest = terms
-    out = x if isinstance(c, float) and c == 1.0 else _factor(c, x) * x
+    out = x if isinstance(c, float) and c == 1.0 else (c if isinstance(c, float) else _factor(c, x)) * x
     for c, y in rest:
-        c = _factor(c, y)
-        if isinstance(c, Tensor):
+        if not isinstance(c, float) and isinstance(c := _factor(c, y), Tensor):
             out = c * y + out
         elif out is x:  # which is the caller's
             out = torch.add(out, y, alpha=c)
