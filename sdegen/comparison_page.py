@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,12 +262,24 @@ def _warnings(found: Standings, sources: Sequence[_Described]) -> list[str]:
         if len(values) > 1:
             each = ", ".join(f"{value} ({name})" for value, name in values.items())
             said.append(f"these files come from different {what}: {each}.")
+    for problem in found.problems:
+        codes = dict.fromkeys(code for row in problem.rows for code in row.codes)
+        if len(codes) > 1:
+            each = ", ".join(
+                f"{code} ({_some(row.label for row in problem.rows if code in row.codes)})" for code in codes
+            )
+            said.append(f"on {problem.title}, cells were measured by different code: {each}.")
     if failed := [row for _, row in found.rows if row.status != "ok" and "needs at least" not in row.status]:
-        names = ", ".join(dict.fromkeys(row.label for row in failed))
-        said.append(f"cells failed: {len(failed)} ({names}); the table of cells says why.")
+        said.append(f"cells failed: {len(failed)} ({_some(row.label for row in failed)}); the table of cells says why.")
     if found.doubled:
         said.append(f"cells in more than one file: {found.doubled}; those of the later file are shown.")
     return said
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    """Names, each once, and how many more there are."""
+    known = list(dict.fromkeys(names))
+    return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
 
 
 def _facts(found: Standings, sources: Sequence[_Described]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from sdegen.config import Choice, RunConfig
 from sdegen.data import digits
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run, describe
+from sdegen.tables import duration
 from sdegen.train import TrainConfig
 from sdegen.train.interrupt import cpu_threads
 
@@ -178,7 +179,7 @@ def _run(out: Path, settings: Demo) -> Path:
     folder.note(status="finished", stages={name: round(seconds, 2) for name, seconds in stage.spent.items()})
     with stage("Draw the page"):
         page = report.build(folder.path)
-    print(f"done in {readable_seconds(sum(stage.spent.values()))}; open {page}", flush=True)
+    print(f"done in {duration(sum(stage.spent.values()))}; open {page}", flush=True)
     return page
 
 
@@ -209,20 +210,10 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         left = sum(seconds for stage, seconds in self.planned.items() if stage not in self.spent)
         number = list(self.planned).index(name) + 1
-        print(f"[{number}/{len(self.planned)}] {name} (about {readable_seconds(left)} left in all)", flush=True)
+        print(f"[{number}/{len(self.planned)}] {name} (about {duration(left)} left in all)", flush=True)
         begin = time.perf_counter()
         yield
         self.spent[name] = time.perf_counter() - begin
-
-
-def readable_seconds(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> readable_seconds(8), readable_seconds(75)
-    ('8 s', '1 min 15 s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _plain(content: Any) -> Any:

@@ -76,6 +76,7 @@ class Row:
         nfe: network calls it made, counted.
         seeds: how many are pooled.
         values: measure -> number with interval.
+        codes: marks of the code that measured it.
         status: "ok", or what went wrong.
     """
 
@@ -90,6 +91,7 @@ class Row:
     nfe: float
     seeds: int
     values: Mapping[str, Interval]
+    codes: tuple[str, ...] = ()
     status: str = "ok"
 
     def __getitem__(self, measure: str) -> Interval:

@@ -126,6 +126,7 @@ def _pooled(label: str, cells: Sequence[Mapping[str, Any]]) -> Row:
     return Row(
         label, first["solver"], first["grid"], family(first["solver"]), first["stochastic"], first["order"],
         first["budget"], first["tol"], float(np.mean([cell["nfe"] for cell in good or cells])), len(cells), values,
+        tuple(dict.fromkeys(cell["code"] for cell in cells)),
         next((cell["status"] for cell in cells if cell["status"] != "ok"), "ok"),
     )  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -13,6 +15,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from sdegen.commands import folder_to_fill
 from sdegen.parsing import Parser, UsageError
 from sdegen.provenance import cpus
+from sdegen.tables import duration
+
+if TYPE_CHECKING:
+    from sdegen.comparison.folder import Stale
 
 EXAMPLES = """\
   sdegen compare mixture16 --nfe 5,10,20,50,100           every solver with fixed steps; minutes
@@ -24,7 +30,8 @@ EXAMPLES = """\
 
 TARGET is an oracle, a run folder, or package.module:function that returns a model; several with commas between them.
 Every cell is on the disk when it is done: the same command goes on after Ctrl-C, a crash or kill -9, and measures only
-what is not there yet. The folder gets results.h5 and results.csv; `sdegen report` draws them."""
+what is not there yet. Cells that another version of the program has measured are not mixed in silently: it asks for
+--keep or --anew. The folder gets results.h5 and results.csv; `sdegen report` draws them."""
 
 MODEL = {"samples": 64, "reference_steps": 512}  # defaults where a network is asked, which takes longer than an oracle
 
@@ -54,7 +61,9 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
         "--reference_steps", type=PositiveInt, help="of the SDE's converged solution (default: 2048; of a model 512)"
     )
     parser.add_argument("--out", default="runs/compare", help="folder; what it holds is not measured again")
-    parser.add_argument("--overwrite", action="store_true", help="forget the comparison that is there")
+    parser.add_argument("--keep", action="store_true", help="keep cells that other code has measured (column code)")
+    parser.add_argument("--anew", action="store_true", help="measure cells again that other code has measured")
+    parser.add_argument("--overwrite", action="store_true", help="forget all that the folder holds")
     parser.add_argument(
         "--workers", type=PositiveInt, help="processes (default: one for each core, where it is worth it)"
     )
@@ -63,24 +72,39 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     chosen = parser.read(words)
 
     from sdegen.building import usable_device
-    from sdegen.comparison.sweep import SETTINGS, check_folder, possible, rank
+    from sdegen.comparison.folder import Found, check_folder, check_replaceable
+    from sdegen.comparison.settings import possible
+    from sdegen.comparison.sweep import rank
     from sdegen.comparison.truth import Truths
 
     usable_device(chosen.device)
     settings, out = _settings(chosen), folder_to_fill("out", chosen.out)
-    targets = Truths(settings).targets.values()
+    truths = Truths(settings)
     cells = possible(settings)
     number, of = rank()
+    if chosen.keep + chosen.anew + chosen.overwrite > 1:
+        raise UsageError("give one of --keep, --anew and --overwrite")
     if chosen.overwrite and of > 1:
         raise UsageError("overwrite: not with several processes; remove the folder")
-    if not chosen.overwrite:
-        check_folder(out, settings)
-    elif out.exists() and not (out / SETTINGS).exists():
-        raise UsageError(f"out: {out} exists and holds no comparison")
-    if any(target.truth for target in targets) and settings.cloud and settings.transport and not find_spec("ot"):
-        print("w2 is left out: it needs POT, pip install 'sdegen[metrics]'", flush=True)
+    if chosen.overwrite:
+        check_replaceable(out)
+    found = Found() if chosen.overwrite else check_folder(out, truths, _stale(chosen))
+    if number == 0:
+        for note in found.notes:
+            print(note, flush=True)
+        if (
+            any(target.truth for target in truths.targets.values())
+            and settings.cloud
+            and settings.transport
+            and (not find_spec("ot"))
+        ):
+            print("w2 is left out: it needs POT, pip install 'sdegen[metrics]'", flush=True)
     workers = 1 if of > 1 else chosen.workers or max(1, min(cpus() // chosen.threads, len(cells) // 25, 16))
-    return lambda: _compare(settings, out, workers, chosen, len(cells), first=number == 0)
+    return lambda: _compare(settings, out, workers, chosen, len(cells), found.done, first=number == 0)
+
+
+def _stale(chosen: Namespace) -> Stale:
+    return "keep" if chosen.keep else "anew" if chosen.anew else "ask"
 
 
 def _settings(chosen: Namespace) -> Any:
@@ -105,14 +129,16 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
-def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: int, *, first: bool) -> None:
+def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: int, there: int, *, first: bool) -> None:
     from tqdm import tqdm
 
-    from sdegen.comparison.sweep import forget, sweep
+    from sdegen.comparison.folder import forget
+    from sdegen.comparison.sweep import rank, sweep
     from sdegen.train.interrupt import stoppable
 
     if chosen.overwrite:
         forget(out, settings)
+    began, spent = time.perf_counter(), _processor_seconds()
     shape = "{percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left{postfix}"
     with stoppable() as stop, tqdm(total=1.0, bar_format=shape, disable=None if first else True) as bar:
 
@@ -122,7 +148,9 @@ def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: i
             bar.n = share
             bar.set_postfix_str(what)  # which draws it
 
-        file = sweep(settings, out, workers=workers, threads=chosen.threads, progress=advance, stop=stop)
+        file = sweep(
+            settings, out, workers=workers, threads=chosen.threads, stale=_stale(chosen), progress=advance, stop=stop
+        )
     if not first:
         return
     if file.exists():
@@ -131,7 +159,16 @@ def _compare(settings: Any, out: Path, workers: int, chosen: Namespace, count: i
         raise KeyboardInterrupt(
             f"stopped; what is measured of {count} cells is kept in {out}: the same command goes on"
         )
+    took, busy = duration(time.perf_counter() - began), duration(_processor_seconds() - spent)
+    whose = "the first process" if rank()[1] > 1 else f"{workers} processes" if workers > 1 else "one process"
+    print(f"{count - there} cells measured in {took}, {busy} of processor time ({whose}); {there} were there before")
     print(f"all in {file} and {file.with_suffix('.csv')}; next: sdegen report {out}")
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its helpers that have ended."""
+    now = os.times()
+    return now.user + now.system + now.children_user + now.children_system
 
 
 def _told(file: Path) -> str:

@@ -28,8 +28,9 @@ whose solution :mod:`sdegen.comparison.truth` computes from the same noise as ac
 The same product as a *sweep* (:func:`sweep`, ``sdegen compare``) lies in a folder: each cell is on the disk as soon as
 it is done, in any order, from any number of processes, and a sweep that was killed goes on where it was.
 
-    results.h5         the table, for ``sdegen report``, xarray and anybody; results.csv says the same
-    comparison.json    what the cells of this folder have in common: sample sizes, reference, versions
+    results.h5         the table, for ``sdegen report``, xarray and anybody; results.csv says the same; made again from
+                       the journal when it is damaged
+    comparison.json    what the cells of this folder have in common: targets and sample sizes
     journal/*.jsonl    the cells as they were measured, one checksummed line each, one file for each process
     references/*.h5    the converged solutions
 
@@ -47,7 +48,8 @@ it is done, in any order, from any number of processes, and a sweep that was kil
                              their 95 % range: a distance below it cannot be told from zero. NaN where truth is unknown
                    cost      seconds, network_seconds and noise_seconds in it, overhead_us (the solver's own, per step),
                              peak_mib (tensors that the solver holds beyond the network)
-                   samples, cloud (how many noises and endpoints), status ("ok", or why there are no numbers)
+                   samples, cloud (how many noises and endpoints), code (mark of the code that measured the cell:
+                   :mod:`sdegen.comparison.code`), status ("ok", or why there are no numbers)
                    attributes: schema, settings (JSON), targets (JSON: name -> what it is), versions, commit, created,
                    command, platform
     orders         axis ``row``, one for each target, path, grid and solver with fixed steps: target, path, grid,
@@ -59,7 +61,8 @@ it is done, in any order, from any number of processes, and a sweep that was kil
                    (equation, noise, ...) where the ODE and the SDE take them, with the coordinate ``equation``
 
 Everything but the four timings (:data:`TIMINGS`) is the same, bit for bit, however often a sweep is interrupted and
-however many processes share it.
+however many processes share it. A sweep that finds cells of other code asks whether to keep them or to measure them
+anew (:mod:`sdegen.comparison.folder`).
 
 References: Bonneel et al. 2015, doi:10.1007/s10851-014-0506-3 (sliced Wasserstein distance); Flamary et al. 2021,
 jmlr.org/papers/v22/20-451 (POT: exact transport); Szekely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018 (energy

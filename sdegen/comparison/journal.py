@@ -14,11 +14,13 @@ import json
 import os
 import platform
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdegen.comparison.code import maker
 from sdegen.comparison.table import SCHEMA
 from sdegen.files import FULL, DiskFull
 
@@ -30,18 +32,30 @@ class Journal:
 
     Args:
         folder: where the files are; made when the first cell is written.
+        codes: marks of the present code (:mod:`sdegen.comparison.code`).
 
     Attributes:
-        rows: key of a cell -> what was measured.
+        rows: key of a cell -> mark of the code that measured it -> what was measured.
+        makers: mark of code -> in words.
         damaged: lines that were not what was written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.rows: dict[str, dict[str, Any]] = {}
+    def __init__(self, folder: Path, codes: Collection[str] = ()) -> None:
+        self.folder, self.codes = folder, codes
+        self.rows: dict[str, dict[str, dict[str, Any]]] = {}
+        self.makers: dict[str, str] = {}
         self.damaged = 0
         self._read: dict[Path, int] = {}  # how far each file has been read
         self._own: Path | None = None
+
+    def row(self, key: str) -> dict[str, Any] | None:
+        """What was measured of a cell: by the present code where it was, else by any."""
+        found = self.rows.get(key, {})
+        return next((row for code, row in found.items() if code in self.codes), next(iter(found.values()), None))
+
+    def fresh(self, key: str) -> bool:
+        """Whether the present code has measured a cell."""
+        return any(code in self.codes for code in self.rows.get(key, {}))
 
     def refresh(self) -> None:
         """Read what other processes have written since.
@@ -71,7 +85,12 @@ class Journal:
             raise ValueError(
                 f"{file} was written by another version: its schema is {found['schema']}, this program reads {SCHEMA}"
             )
-        self.rows.setdefault(found["key"], _unpacked(found["row"]))
+        self._keep(found["key"], _unpacked(found["row"]), found["maker"])
+
+    def _keep(self, key: str, row: dict[str, Any], maker: str) -> None:
+        code = row.get("code", "")
+        self.makers.setdefault(code, maker)
+        self.rows.setdefault(key, {}).setdefault(code, row)
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         """Write a cell, and be sure that the disk has it.
@@ -82,7 +101,7 @@ class Journal:
         if self._own is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._own = self.folder / f"{platform.node() or 'here'}-{os.getpid()}-{time.time_ns():x}.jsonl"
-        content = json.dumps({"schema": SCHEMA, "key": key, "row": _packed(row)}).encode()
+        content = json.dumps({"schema": SCHEMA, "key": key, "maker": maker(), "row": _packed(row)}).encode()
         line = _checksum(content).encode() + b" " + content + b"\n"
         try:
             with open(self._own, "ab") as stream:
@@ -93,7 +112,7 @@ class Journal:
             if error.errno in FULL:
                 raise DiskFull(self._own, len(line)) from error
             raise
-        self.rows.setdefault(key, row)
+        self._keep(key, row, maker())
 
 
 def _checksum(content: bytes) -> str:

@@ -60,7 +60,7 @@ def measure(cell: Cell, truths: Truths) -> dict[str, Any]:
         "seed": cell.seed, "budget": cell.budget, "tol": cell.tol,
         "grid": "none" if adaptive else method.grid if cell.grid == "own" else cell.grid,
         "stochastic": method.stochastic, "order": method.order, "equation": equation(method),
-        "samples": truths.settings.samples, "cloud": 0, "status": "ok",
+        "samples": truths.settings.samples, "cloud": 0, "code": truths.code(cell), "status": "ok",
     }  # fmt: skip
     try:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 from solvers import GRIDS, SOLVERS, Solver, resolve
 from solvers.names import find, installed
 
-__all__ = ["Cell", "Comparison", "chosen"]
+__all__ = ["Cell", "Comparison", "chosen", "possible"]
 
 FAMILIES = {
     "all": lambda solver: True,
@@ -172,3 +172,32 @@ class Comparison:
                                 yield from (Cell(*where, budget=budget) for budget in self.budgets)
                             else:
                                 yield from (Cell(*where, tol=tol) for tol in self.tols)
+
+
+def possible(settings: Comparison) -> list[Cell]:
+    """The cells of a comparison.
+
+    Raises:
+        ValueError: there are none, or no budget is enough for any of them, or for any of those of a solver that was
+            asked for by name.
+    """
+    cells = list(settings.cells())
+    for name in settings.names:
+        if name not in settings.solvers and len(settings.names) > 1:
+            continue  # one of a family
+        mine = [cell for cell in cells if cell.solver == name]
+        if not mine:
+            chooses = resolve(name).nfe_per_step == 0
+            raise ValueError(
+                f"{name} "
+                + ("chooses its own steps: give tolerances" if chooses else "takes fixed steps: give budgets")
+            )
+        method = mine[0].method
+        if method.nfe_per_step and max(settings.budgets) < method.nfe(1):
+            raise ValueError(
+                f"{name} needs at least {method.nfe(1)} network calls, and the largest budget is "
+                f"{max(settings.budgets)}"
+            )
+    if not cells:
+        raise ValueError("no solver of this comparison has a use for its budgets or tolerances")
+    return cells

@@ -20,8 +20,8 @@ __all__ = ["COLUMNS", "GROUP", "SCHEMA", "TIMINGS", "best", "curves", "identity"
 GROUP = "comparison"
 """Name of the table in a results file."""
 
-SCHEMA = 1
-"""Version of the table and of the folder of a sweep; another one is refused."""
+SCHEMA = 2
+"""Version of the table and of the folder of a sweep; another one is refused. It changes when the columns do."""
 
 
 class Column(NamedTuple):
@@ -89,6 +89,7 @@ COLUMNS: dict[str, Column] = {
     "peak_mib": Column(NUMBER, "tensors that the solver holds beyond the network, for all noises, counted", "MiB"),
     "samples": Column(0, "noises of the pathwise error"),
     "cloud": Column(0, "endpoints of the distances in distribution"),
+    "code": Column("", "mark of the code that measured the cell"),
     "status": Column("", "ok, or why there are no numbers"),
 }
 """Every column of the table."""

@@ -38,6 +38,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sdegen import results
+from sdegen.comparison.code import mark
 from sdegen.comparison.distances import Cloud
 from sdegen.comparison.settings import Cell, Comparison
 from sdegen.comparison.targets import Target, find_target, source
@@ -258,6 +259,10 @@ class Truths:
         target = self.targets[cell.target]
         return target, self._once(f"path {cell.target} {cell.path}", lambda: target.path(cell.path))
 
+    def code(self, cell: Cell) -> str:
+        """The mark of the code that a cell is measured by."""
+        return mark(networks=self.targets[cell.target].truth is None)
+
     def start(self, cell: Cell) -> Tensor:
         """The noises that all solvers start from, (samples, *event)."""
         target, path = self.problem(cell)
@@ -276,7 +281,7 @@ class Truths:
         s = self.settings
         return (
             f"{what}{whose}; {target.name} {target.mark} {path!r}; seed {cell.seed}, {s.samples} samples, "
-            f"{s.reference_steps} steps, {s.device}"
+            f"{s.reference_steps} steps, {s.device}; code {self.code(cell)}"
         )
 
     @torch.no_grad()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,14 @@ import threading
 import time
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import xarray
 
 from sdegen import results
 from sdegen.cli import main
-from sdegen.comparison import COLUMNS, TIMINGS, Comparison, compare, sweep
+from sdegen.comparison import COLUMNS, SCHEMA, TIMINGS, Comparison, compare, sweep
 from sdegen.comparison.journal import Journal
 from sdegen.files import DamagedFile
 
@@ -224,9 +227,8 @@ def test_other_sizes_and_other_versions_are_refused_in_one_line(tmp_path, capsys
         sweep(replace(few, samples=9), tmp_path / "a")
     with pytest.raises(ValueError, match="targets"):
         sweep(replace(few, targets=("ring",)), tmp_path / "a")
-    (tmp_path / "a" / "comparison.json").write_text(
-        (tmp_path / "a" / "comparison.json").read_text().replace('"schema": 1', '"schema": 7')
-    )
+    about = tmp_path / "a" / "comparison.json"
+    about.write_text(about.read_text().replace(f'"schema": {SCHEMA}', '"schema": 7'))
     with pytest.raises(ValueError, match="another version: its schema is 7"):
         sweep(few, tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -243,9 +245,7 @@ def test_a_journal_of_another_version_is_refused(tmp_path):
     journal = Journal(tmp_path)
     journal.add("key", {"error": 1.0})
     (file,) = tmp_path.glob("*.jsonl")
-    line = file.read_bytes().replace(b'"schema": 1', b'"schema": 2')
-    import hashlib
-
+    line = file.read_bytes().replace(b'"schema": %d' % SCHEMA, b'"schema": 7')
     content = line.split(b" ", 1)[1].rstrip(b"\n")
     file.write_bytes(hashlib.sha256(content).hexdigest()[:16].encode() + b" " + content + b"\n")
     with pytest.raises(ValueError, match="another version"):
@@ -264,7 +264,7 @@ def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path):
     assert other.rows == {}
     file.write_bytes(line)
     other.refresh()
-    assert (other.rows, other.damaged) == ({"key": {"error": 1.0}}, 0)
+    assert (other.row("key"), other.damaged) == ({"error": 1.0}, 0)
 
 
 def test_numbers_and_pictures_come_back_bit_for_bit(tmp_path):
@@ -278,7 +278,7 @@ def test_numbers_and_pictures_come_back_bit_for_bit(tmp_path):
     journal.add("key", row)
     other = Journal(tmp_path)
     other.refresh()
-    found = other.rows["key"]
+    found = other.row("key")
     assert found["error"] == row["error"]
     assert np.isnan(found["tol"])
     np.testing.assert_array_equal(found["kept"], row["kept"])
@@ -301,21 +301,40 @@ def test_a_damaged_line_is_measured_again_and_the_others_are_kept(undisturbed, t
     np.testing.assert_array_equal(found["error"], whole["error"][:4])
 
 
-def test_a_truncated_results_file_is_named_and_the_cells_are_safe(undisturbed, tmp_path, capsys):
-    sweep(SETTINGS, tmp_path / "a")
-    file = tmp_path / "a" / "results.h5"
-    file.write_bytes(file.read_bytes()[:3000])
-    with pytest.raises(DamagedFile, match="the cells are safe"):
-        sweep(SETTINGS, tmp_path / "a")
-    assert main([*WORDS, "--out", str(tmp_path / "a")]) == 2
-    err = capsys.readouterr().err
-    assert "truncated or damaged" in err
-    assert len(err.strip().splitlines()) == 1
-    file.unlink()
-    before = lines(tmp_path / "a")
-    sweep(SETTINGS, tmp_path / "a")
-    assert lines(tmp_path / "a") == before
-    assert_same(undisturbed, tmp_path / "a")
+@pytest.mark.parametrize("kept", [0, 1, 100, 3000, 0.5, -1, None])
+def test_a_damaged_results_file_is_made_again_from_the_journal(undisturbed, tmp_path, capsys, kept):
+    """Cut at any length, or away altogether: every cell comes back as it was, and nothing is measured."""
+    folder = shutil.copytree(undisturbed, tmp_path / "a")
+    file, before = folder / "results.h5", lines(folder)
+    content = file.read_bytes()
+    if kept is None:
+        file.unlink()
+    else:
+        file.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    assert main([*WORDS, "--out", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    said = out.splitlines()[0]
+    if kept is not None:
+        assert said.startswith(f"{file} is truncated or damaged: ")
+        assert said.endswith(f"; it is made again from the {CELLS} cells in {folder / 'journal'}")
+    assert "0 cells measured in 0" in out
+    assert f"{CELLS} were there before" in out
+    assert lines(folder) == before
+    assert_same(undisturbed, folder)
+
+
+def test_a_flipped_bit_in_the_table_does_not_stay(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "a")
+    with h5py.File(folder / "results.h5", "r") as file:
+        place = file["comparison/error"].id.get_chunk_info(0).byte_offset
+    content = bytearray((folder / "results.h5").read_bytes())
+    content[place + 8] ^= 255
+    (folder / "results.h5").write_bytes(bytes(content))
+    with pytest.raises(DamagedFile):
+        results.read(folder / "results.h5", "comparison")
+    sweep(SETTINGS, folder)
+    assert_same(undisturbed, folder)
 
 
 def test_a_damaged_converged_solution_is_computed_again(undisturbed, tmp_path):
