@@ -38,7 +38,7 @@ def denoising(
     """The denoising error against logsnr, beside the linear denoiser's, and the share of the bits in ranges of levels.
 
     The area under the curve is the latent term of the bound: the error per dimension, times the width in logsnr, over
-    2 log 2, is bits per dimension.
+    2 log 2, is bits per dimension; of a density it is written in nats.
 
     Args:
         found: of :meth:`sdegen.likelihood.DenoisingProfile.to_result`.
@@ -69,7 +69,7 @@ def denoising(
     top = 1.13 * max(float(linear.max()), float((error + 2 * spread).max()))
     for curve, name, color in ((linear, "best linear denoiser", LINEAR.color), (error, "the model", look.color)):
         _name(axes, logsnr, curve, name, color, top)
-    bits = found["nats"].sum() / (dims * math.log(2))
+    nats, bits = found["nats"].sum(), found.attributes.get("bits_offset") is not None
     axes.set(
         xlabel="noise   ←   logsnr   →   data",
         ylabel="denoising error E|eps − eps_hat|² / D",
@@ -78,7 +78,8 @@ def denoising(
     )
     axes.grid(visible=False, axis="x")
     axes.set_title(title)
-    note = f"area / (2 log 2) = {bits:.3f} bits/dim, shaded by its share"
+    area = f"area / (2 log 2) = {nats / (dims * math.log(2)):.3f} bits/dim" if bits else f"area D / 2 = {nats:.3f} nats"
+    note = f"{area}, shaded by its share"
     axes.text(1.0, 1.02, note, transform=axes.transAxes, ha="right", va="bottom", size=8.5, color=GREY)
     return figure
 

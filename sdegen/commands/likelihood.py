@@ -23,6 +23,7 @@ EXAMPLES = """\
   sdegen likelihood runs/a --T 10,100,1000          and as a DDPM with so many levels, the same weights
   sdegen likelihood runs/a --target_se 0.001        until the estimator's standard error is that small
   sdegen likelihood runs/a --ode --tol 1e-4 --n 100 and by the probability-flow ODE, on the first hundred
+  sdegen likelihood runs/a --profile                and where the bits are, and the bound for every T from one pass
   sdegen likelihood runs/v --iwae 5000              importance-weighted bound of a VAE
   sdegen likelihood runs/a --methods "bound(T=10), ode(tol=1e-5, probes=4), autoregressive"
   torchrun --nproc-per-node 4 -m sdegen likelihood runs/a     or start the same command again while it runs
@@ -42,6 +43,11 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
     parser.add_argument("--methods", help="these in place of all the above, with commas between them")
     parser.add_argument("--target_se", type=PositiveFloat, help="error to reach: bits/dim, or nats of a density")
     parser.add_argument("--max_nfe", type=PositiveInt, help="at most so many network calls per example and method")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="the denoising error by noise level too, and every T that follows from it",
+    )
     parser.add_argument("--split", choices=["test", "train"], default="test", help="which data")
     parser.add_argument("--n", type=PositiveInt, help="only the first so many data (default: all)")
     parser.add_argument("--draws", type=PositiveInt, default=16, help="noise levels per datum and repeat")
@@ -67,27 +73,27 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
 
     data, model = restore(run, device=_device(chosen.device))
     from sdegen.likelihood.evaluate import evaluate
+    from sdegen.likelihood.ladder import measure
 
     labels = data.test_cond if chosen.split == "test" else data.train_cond
     labelled = RunConfig.from_toml(run.config).train.conditional and labels is not None
-    score = partial(
-        evaluate,
-        model,
-        data,
-        labels if labelled else None,
-        methods=_listed(chosen.methods) if chosen.methods else _asked(run, data, model, chosen),
-        split=chosen.split,
-        n=chosen.n,
-        target_se=chosen.target_se,
-        max_nfe=chosen.max_nfe,
-        seed=chosen.seed,
-        bin_width=chosen.bin_width,
-        folder=run.path,
-        again=chosen.again,
-        notes=made_by(run, device=chosen.device, conditional=labelled),
-    )
-    score(dry_run=True)
-    return lambda: _score(run, score, chosen.threads)
+    common: dict[str, Any] = {
+        "split": chosen.split,
+        "n": chosen.n,
+        "seed": chosen.seed,
+        "bin_width": chosen.bin_width,
+        "folder": run.path,
+        "again": chosen.again,
+        "notes": made_by(run, device=chosen.device, conditional=labelled),
+    }
+    given = (model, data, labels if labelled else None)
+    methods = _listed(chosen.methods) if chosen.methods else _asked(run, data, model, chosen)
+    effort = {"target_se": chosen.target_se, "max_nfe": chosen.max_nfe}
+    score = partial(evaluate, *given, methods=methods, **effort, **common)
+    profile = partial(measure, *given, repeats=chosen.repeats, **common) if chosen.profile else None
+    for work in filter(None, (score, profile)):
+        work(dry_run=True)
+    return lambda: _work(run, score, profile, chosen.threads)
 
 
 def _device(name: str) -> str:
@@ -115,8 +121,8 @@ def _asked(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, str]
     if data.bins is not None:
         found = {"uniform": "uniform", "histogram": "histogram", "pixel histogram": "pixel-histogram"}
     if not isinstance(model, GaussianDiffusion):
-        if chosen.T or chosen.ode:
-            raise UsageError(f"--T and --ode are for diffusions, and {run.path} holds a {name}")
+        if chosen.T or chosen.ode or chosen.profile:
+            raise UsageError(f"--T, --ode and --profile are for diffusions, and {run.path} holds a {name}")
         found[name.upper()] = f"bound({effort})"
     else:
         if isinstance(model.levels, Discrete):
@@ -135,7 +141,7 @@ def _asked(run: Run, data: Any, model: Any, chosen: Namespace) -> dict[str, str]
     return found
 
 
-def _score(run: Run, score: Callable[..., Any], threads: int) -> None:
+def _work(run: Run, score: Callable[..., Any], profile: Callable[..., Any] | None, threads: int) -> None:
     from tqdm.auto import tqdm
 
     from sdegen.likelihood.store import everything
@@ -157,8 +163,23 @@ def _score(run: Run, score: Callable[..., Any], threads: int) -> None:
         finally:
             if first and (rows := everything(run.path)):
                 write_csv(run / "likelihood.csv", rows)
+        measured = None if profile is None else profile(progress=partial(progress, "profile"))
     if first:
         print(found)
+        if measured is not None:
+            _show(run, *measured)
+
+
+def _show(run: Run, profile: Any, known: bool) -> None:
+    """The bounds that follow from a profile, in print and in a table, and a picture of it."""
+    from sdegen.likelihood.ladder import ladder
+    from sdegen.likelihood_plots import denoising
+    from sdegen.style import save
+
+    found = ladder(profile)
+    write_csv(run / "profile.csv", found.rows())
+    picture = save(denoising(profile.to_result()), run / "profile.png")
+    print(f"\n{profile.shares}\n\n{found}\n\n{'known already; ' if known else ''}{picture}, {run / 'profile.csv'}")
 
 
 _BAR = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed} spent, {remaining} left"

@@ -62,7 +62,7 @@ from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.objectives import Bound
 from solvers.noise import BOUND
 
-__all__ = ["bound"]
+__all__ = ["bound", "ends"]
 
 LOOKS = 1 / 8  # draws of z_0 for each noise level, where nobody has measured what they are worth
 
@@ -227,22 +227,23 @@ def _levels(model: GaussianDiffusion, variate: ControlVariate | None, draws: int
         drawn = levels.integral(path, u, error, density, Bound()).reshape(n, draws) + constant
         return drawn if known is None else drawn + known(x)[:, None]
 
-    def reconstruction(x: Tensor, cond: Tensor | None, normal: Keyed) -> Tensor:
-        if not model.decoder.drawn:
-            return model.reconstruction(x, model.encode(x, cond).bottom, x, cond)[:, None]
-        at, labels = x.repeat_interleave(looks, 0), None if cond is None else cond.repeat_interleave(looks, 0)
-        return model.reconstruction(at, model.encode(at, labels).bottom, normal(at), labels).reshape(-1, looks)
-
     def draw(x: Tensor, cond: Tensor | None, numbers: Sequence[int], number: int) -> Terms:
-        normal = Keyed(seed, numbers, number, draws)
-        prior = model.prior.divergence(model.encode(x, cond).top, x, x.new_zeros(len(x)), normal)  # a closed form
-        return [
-            {"reconstruction": reconstruction(x, cond, Keyed(seed, numbers, number, looks, BOUND + 2))},
-            {"latent": latent(x, cond, normal)},
-            {"prior": prior[:, None]},
-        ]
+        reconstruction, prior = ends(model, x, cond, Keyed(seed, numbers, number, looks, BOUND + 2))
+        between = latent(x, cond, Keyed(seed, numbers, number, draws))
+        return [{"reconstruction": reconstruction}, {"latent": between}, {"prior": prior}]
 
     return draw
+
+
+def ends(model: GaussianDiffusion, x: Tensor, cond: Tensor | None, normal: Keyed) -> tuple[Tensor, Tensor]:
+    """Reconstruction, (n, looks) for as many draws of z_0 as ``normal`` makes, or (n, 1) where none is drawn; prior."""
+    q = model.encode(x, cond)
+    prior = model.prior.divergence(q.top, x, x.new_zeros(len(x)), normal)[:, None]  # a closed form
+    if not model.decoder.drawn:
+        return model.reconstruction(x, q.bottom, x, cond)[:, None], prior
+    at, labels = x.repeat_interleave(normal.draws, 0), None if cond is None else cond.repeat_interleave(normal.draws, 0)
+    looks = model.reconstruction(at, model.encode(at, labels).bottom, normal(at), labels)
+    return looks.reshape(len(x), normal.draws), prior
 
 
 def _latents(model: LatentVariableModel, draws: int, seed: int) -> Draw:

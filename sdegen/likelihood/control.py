@@ -36,13 +36,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdegen.bins import Bins
 from solvers.problem import Path, expand
 
-__all__ = ["Control", "IndependentLevels", "LinearGaussian"]
+__all__ = ["Control", "IndependentLevels", "LinearGaussian", "bands"]
 
 
 class Control(ABC):
@@ -67,10 +68,10 @@ class Control(ABC):
 
         Args:
             logsnr: nodes, (J,), float64.
-            weight: of the nodes, (J,).
+            weight: of the nodes, (J,), or (J, K) for K sums.
 
         Returns:
-            ``x -> SUM_j weight_j E |eps - eps_hat|^2`` for data (N, *event), (N,) and float64.
+            ``x -> SUM_j weight_j E |eps - eps_hat|^2`` for data (N, *event), (N,) or (N, K), float64.
         """
 
 
@@ -163,12 +164,12 @@ class LinearGaussian(Control):
 
     def integral(self, logsnr: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
         signal, share = self._shares(logsnr)
-        constant = float(weight @ signal.square().sum(1))
-        slope = (weight * logsnr.exp()) @ share.square()
+        constant = torch.einsum("j...,j->...", weight, signal.square().sum(1))
+        slope = torch.einsum("j...,ji->i...", weight, logsnr.exp()[:, None] * share.square())
 
         def mean(x: Tensor) -> Tensor:
             y = self._rotate(self._centred(x.double()))
-            return constant + y.square() @ slope.to(y)
+            return constant.to(y) + y.square() @ slope.to(y)
 
         return mean
 
@@ -252,12 +253,15 @@ class IndependentLevels(Control):
         return torch.cat(squares).reshape(noise.shape[: noise.ndim - event])
 
     def integral(self, logsnr: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
-        table = torch.zeros(self.bins.count, dtype=torch.float64)
-        for gain, w in zip((0.5 * logsnr.cpu()).exp().tolist(), weight.cpu(), strict=True):
-            table += w * self._means(gain)
+        means = torch.stack([self._means(gain) for gain in (0.5 * logsnr.cpu()).exp().tolist()])
+        table = torch.einsum("j...,jv->v...", weight.cpu(), means)
 
         def mean(x: Tensor) -> Tensor:
-            return table.to(x.device)[self.bins.index(x)].flatten(1).sum(1)
+            level = self.bins.index(x).flatten(1)
+            counts = table.new_zeros(len(x), self.bins.count, device=x.device)
+            return counts.scatter_add_(1, level, torch.ones_like(counts[:, :1]).expand(level.shape)) @ table.to(
+                x.device
+            )
 
         return mean
 
@@ -291,3 +295,22 @@ class IndependentLevels(Control):
         residual = (gain * x + noise)[..., None] - gain[..., None] * self.bins.centers(noise.dtype, noise.device)
         p = (self.log_p.to(residual) - 0.5 * residual.square()).softmax(-1)
         return (noise - (p * residual).sum(-1)).square()
+
+
+def bands(edges: Tensor, corners: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A rule for averages over bands of logsnr, for :meth:`Control.integral`: Gauss-Legendre in panels.
+
+    Args:
+        edges: of the bands, rising, (K + 1,), float64.
+        corners: where the integrand is not smooth.
+
+    Returns:
+        Nodes (J,), and their weights in the average of each band, (J, K).
+    """
+    inside = edges[:0] if corners is None else corners[(corners > edges[0]) & (corners < edges[-1])]
+    cuts = torch.cat([edges, inside]).unique()
+    width, place = cuts.diff(), (torch.searchsorted(edges, cuts[:-1], right=True) - 1).clamp(max=len(edges) - 2)
+    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(8 if float(width.max()) < 1 else 24))
+    weight = torch.zeros(len(width), len(x), len(edges) - 1, dtype=torch.float64)
+    weight[torch.arange(len(width)), :, place] = 0.5 * w * (width / edges.diff()[place])[:, None]
+    return (cuts[:-1, None] + 0.5 * width[:, None] * (x + 1)).flatten(), weight.flatten(0, 1)

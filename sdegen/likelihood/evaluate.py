@@ -39,7 +39,7 @@ from sdegen.models import LatentVariableModel
 from sdegen.provenance import provenance
 from sdegen.results import Result
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "given"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def evaluate(
     for name, value in (("target_se", target_se), ("max_nfe", max_nfe), ("shard", shard)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, not {value}")
-    x, cond, card = _given(model, data, cond, split, n, bin_width)
+    x, cond, card = given(model, data, cond, split, n, bin_width)
     if again and processes() > 1:
         raise ValueError("again is for one process: another would find the number that is to be forgotten")
     asked = dict(methods) if isinstance(methods, Mapping) else {str(method): method for method in methods}
@@ -159,7 +159,8 @@ def evaluate(
         return Evaluation({}, card)
 
     settings = {"seed": seed, "target_se": target_se, "max_nfe": max_nfe, "bin_width": bin_width}
-    store = None if folder is None else Store(Path(folder), {**(provenance() if notes is None else notes), **card})
+    about = {**(provenance() if notes is None else notes), **card}
+    store = None if folder is None else Store(Path(folder), about, LikelihoodReport.from_result)
     shards = [range(i, min(i + shard, len(x))) for i in range(0, len(x), shard)]
     found: dict[str, LikelihoodReport] = {}
     known: set[str] = set()
@@ -223,7 +224,7 @@ def _whole(target: float | None, max_nfe: int | None, parts: Sequence[Likelihood
     return replace(report, note="; ".join(notes))
 
 
-def _given(
+def given(
     model: LatentVariableModel,
     data: Dataset | Tensor,
     cond: Tensor | None,

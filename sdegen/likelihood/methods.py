@@ -56,7 +56,7 @@ from sdegen.parsing import nearest
 from sdegen.train import TrainConfig, fit
 from solvers.solve import find
 
-__all__ = ["METHODS", "Estimator", "Method"]
+__all__ = ["METHODS", "Estimator", "Method", "countable"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _bound(
         if math.inf != T and (int(T) != T or T < 1):
             raise ValueError(f"bound: T is a whole number of levels, at least 1, or inf, not {T}")
         model = model.continuous() if math.inf == T else model.discretize(int(T), grid=grid, variance=variance)
-    _countable(model, data)
+    countable(model, data)
 
     def learn(x: Tensor, cond: Tensor | None, seed: int) -> tuple[Any, float]:
         variate = variate_for("auto", model, x, cond, draws * repeats, seed)
@@ -332,7 +332,7 @@ def _levels(data: Dataset | None, name: str) -> tuple[Tensor, Bins]:
     return data.train, data.bins
 
 
-def _countable(model: LatentVariableModel, data: Dataset | None) -> None:
+def countable(model: LatentVariableModel, data: Dataset | None) -> None:
     """Refuse a density of data that are grey levels: at a single point it can be anything."""
     if data is not None and data.bins is not None and not model.discrete:
         raise ValueError(
@@ -344,7 +344,7 @@ def _countable(model: LatentVariableModel, data: Dataset | None) -> None:
 def _dequantizer(name: str | None, model: LatentVariableModel, data: Dataset | None) -> Dequantizer | None:
     """What spreads grey levels over their bins, where a density decoder needs it."""
     if name is None:
-        _countable(model, data)
+        countable(model, data)
         return None
     if model.discrete:
         raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")

@@ -19,10 +19,12 @@ variance they are linear in it: :meth:`DenoisingProfile.bound`, :func:`sdegen.li
 *How much of the variance of an estimate would a density leave?* :meth:`DenoisingProfile.moment`.
 
 The curve between the levels. Every datum is asked once in every band of logsnr, at a uniform place in it, so that the
-mean of a band is an unbiased estimate of its average error and the sum over bands of the whole area. The curve is the
-derivative of the cubic spline through the accumulated areas: its average over each band is the measured one. It is
-linear in what was measured, so that standard errors follow from the examples themselves. Where m enters through a
-logarithm, they are those of its linearisation, and as the variance is the best one, that is the bound at this variance.
+mean of a band is an unbiased estimate of its average error and the sum over bands of the whole area. The control
+variate of the bound (:mod:`sdegen.likelihood.variate`) takes noise out of each: with the same noise its g is
+subtracted, and its mean over the band, which is known, is added. The curve between the bands
+(:class:`sdegen.likelihood.curve.ErrorCurve`) is linear in what was measured, so that standard errors follow from the
+examples themselves. Where m enters through a logarithm, they are those of its linearisation, and as the variance is
+the best one, that is the bound at this variance.
 
 A variance that is chosen on some data flatters these data a little: measure a profile of training data to choose, and
 score other data.
@@ -35,66 +37,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from sdegen.densities import Shares, UniformLogSNR, stratified
+from sdegen.densities import Shares, UniformLogSNR
 from sdegen.levels import Continuous, Levels
-from sdegen.likelihood.control import LinearGaussian
-from sdegen.likelihood.report import LikelihoodReport
-from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, offset, rows
+from sdegen.likelihood.bound import ends
+from sdegen.likelihood.control import Control, LinearGaussian
+from sdegen.likelihood.control import bands as rule
+from sdegen.likelihood.curve import ErrorCurve
+from sdegen.likelihood.keyed import PROFILE, Keyed, strata
+from sdegen.likelihood.report import LikelihoodReport, merged
+from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, numbered, offset, rows
+from sdegen.likelihood.variate import ControlVariate, variate_for
 from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.objectives import Bound, UniformTime, Weighting
 from sdegen.results import Result
+from sdegen.tables import aligned
 from solvers.problem import Path
 
-__all__ = ["DenoisingProfile", "ErrorCurve", "denoising_profile"]
+__all__ = ["DenoisingProfile", "denoising_profile"]
 
+_OF_DATA = ("squares", "estimates", "reconstruction", "prior")  # repeats and data are the first axes
 LOOKS = 8  # draws of z_0 for each datum and repeat: the clean end is one level, the bands are many
-
-
-@dataclass(frozen=True, eq=False)
-class ErrorCurve:
-    """m(logsnr) = E|x - x0_hat|^2 / D, smooth, from the average error of the noise in bands.
-
-    Calling it is what :class:`sdegen.levels.Optimal` and :class:`solvers.AnalyticDPM` want.
-
-    Args:
-        edges: of the bands, logsnr, rising, (K + 1,).
-        errors: average of |eps - eps_hat|^2 / D over each band, (K,).
-    """
-
-    edges: Tensor
-    errors: Tensor
-
-    def weights(self, logsnr: Tensor) -> Tensor:
-        """How much each band's average counts for the curve at a level, (..., K); each row sums to one."""
-        return self._curve(logsnr, np.eye(len(self.errors)))
-
-    def noise(self, logsnr: Tensor) -> Tensor:
-        """E|eps - eps_hat|^2 / D, not negative."""
-        return self._curve(logsnr, self.errors.numpy()).clamp(min=0).to(logsnr.device)
-
-    def _curve(self, logsnr: Tensor, averages: np.ndarray) -> Tensor:
-        """The derivative of the spline through the areas that lie below the edges, for averages (K, ...)."""
-        edges = self.edges.numpy()
-        areas = np.cumsum((np.diff(edges) * averages.T).T, 0)
-        below = CubicSpline(edges, np.concatenate([np.zeros_like(areas[:1]), areas]))
-        at = logsnr.detach().cpu().double().clamp(float(edges[0]), float(edges[-1]))
-        return torch.from_numpy(np.asarray(below(at.numpy(), 1)))
-
-    def __call__(self, logsnr: Tensor) -> Tensor:
-        return (-logsnr).exp() * self.noise(logsnr)
-
-    def __repr__(self) -> str:
-        return f"ErrorCurve({len(self.errors)} bands)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +75,7 @@ class DenoisingProfile:
         path: of the model.
         edges: logsnr at the edges of the bands, rising, (K + 1,).
         squares: |eps - eps_hat|^2 of every repeat, datum and band, at a uniform place in the band, (R, N, K).
+        estimates: the same less the control variate, plus its mean: of equal expectation, and less noisy, (R, N, K).
         reconstruction: the term of the bound at the clean end, (R, N).
         prior: the term at the noisy end, (R, N).
         linear: the average error of the best linear denoiser on the same data, (K,).
@@ -114,6 +85,7 @@ class DenoisingProfile:
     path: Path
     edges: Tensor = field(repr=False)
     squares: Tensor = field(repr=False)
+    estimates: Tensor = field(repr=False)
     reconstruction: Tensor = field(repr=False)
     prior: Tensor = field(repr=False)
     linear: Tensor = field(repr=False)
@@ -139,17 +111,17 @@ class DenoisingProfile:
     @property
     def error(self) -> Tensor:
         """Average of |eps - eps_hat|^2 over each band, summed over the event, (K,)."""
-        return self.squares.mean((0, 1))
+        return self.estimates.mean((0, 1))
 
     @property
     def estimator_se(self) -> Tensor:
         """Standard error of :attr:`error` from the noise that was drawn, (K,); NaN with one repeat."""
-        return torch.tensor([errors(self.squares[:, :, k])[1] for k in range(len(self.linear))], dtype=torch.float64)
+        return torch.tensor([errors(band)[1] for band in self.estimates.unbind(2)], dtype=torch.float64)
 
     @property
     def data_se(self) -> Tensor:
         """Standard error of :attr:`error` from the data that were scored, (K,)."""
-        return torch.tensor([errors(self.squares[:, :, k])[2] for k in range(len(self.linear))], dtype=torch.float64)
+        return torch.tensor([errors(band)[2] for band in self.estimates.unbind(2)], dtype=torch.float64)
 
     @property
     def x0_error(self) -> Tensor:
@@ -176,6 +148,23 @@ class DenoisingProfile:
         """E|x - x0_hat|^2 / D as a function of logsnr."""
         return ErrorCurve(self.edges, self.error / self.dims)
 
+    # --- parts ---
+
+    def part(self, rows: slice) -> DenoisingProfile:
+        """The profile of some of the data."""
+        mine = {name: getattr(self, name)[:, rows] for name in _OF_DATA}
+        made = replace(self, **mine)
+        return replace(made, report=made.bound())
+
+    @classmethod
+    def merged(cls, parts: Sequence[DenoisingProfile]) -> DenoisingProfile:
+        """One profile of several, of data that follow each other."""
+        whole = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in _OF_DATA}
+        n = torch.tensor([len(part.report.values) for part in parts], dtype=torch.float64)
+        linear = (n / n.sum()) @ torch.stack([part.linear for part in parts])
+        made = replace(parts[0], **whole, linear=linear, report=merged([part.report for part in parts]))
+        return replace(made, report=made.bound())
+
     # --- what follows from it ---
 
     def bound(self, levels: Levels | None = None) -> LikelihoodReport:
@@ -188,7 +177,7 @@ class DenoisingProfile:
         levels = levels or Continuous()
         at = levels.nodes(self.path, 16 * len(self.linear))  # sixteen Gauss nodes in each band: exact for the spline
         slope = 0.5 * at.weight @ self.mse.weights(self.path.logsnr(at.t))
-        latent = self.squares @ slope + self.dims * levels.constant(self.path)
+        latent = self.estimates @ slope + self.dims * levels.constant(self.path)
         values, estimator, spread = errors(latent + self.reconstruction + self.prior)
         terms = {"reconstruction": self.reconstruction, "latent": latent, "prior": self.prior}
         return replace(
@@ -243,8 +232,8 @@ class DenoisingProfile:
         }
         arrays: dict[str, tuple[Any, ...]] = {"band": (("band",), self.logsnr.numpy(), {"quantity": "logsnr"})}
         arrays |= {name: (("band",), values.numpy()) for name, values in {**ends, **curve}.items()}
-        arrays["squares"] = (("repeat", "example", "band"), self.squares.numpy())
-        arrays |= {n: (("repeat", "example"), getattr(self, n).numpy()) for n in ("reconstruction", "prior")}
+        axes = ("repeat", "example", "band")
+        arrays |= {name: (axes[: (of := getattr(self, name)).ndim], of.numpy()) for name in _OF_DATA}
         told = self.report.to_result(**more)
         clashes = {"mean": "part_mean", "nats": "example_nats"}
         arrays |= {clashes.get(name, name): tuple(array) for name, array in told.arrays.items()}
@@ -261,24 +250,24 @@ class DenoisingProfile:
         return cls(
             path=path,
             edges=torch.cat([tensor("low")[:1], tensor("high")]),
-            squares=tensor("squares"),
-            reconstruction=tensor("reconstruction"),
-            prior=tensor("prior"),
-            linear=tensor("linear"),
+            **{name: tensor(name) for name in (*_OF_DATA, "linear")},
             report=LikelihoodReport.from_result(Result({k: tuple(v) for k, v in told.items()}, found.attributes)),
         )
 
+    @property
+    def shares(self) -> str:
+        """Eight ranges of logsnr in a table: the error beside the linear denoiser's, and its share of the bits."""
+        bits = self.report.bits_offset is not None
+        rows = [["logsnr", "", "error / D", "linear / D", "bits/dim" if bits else "nats", "share"]]
+        for i in torch.arange(len(self.linear)).chunk(8):
+            ends = (f"{float(end):.2f}" for end in (self.edges[i[0]], self.edges[i[-1] + 1]))
+            means = (f"{float(curve[i].mean()) / self.dims:.4f}" for curve in (self.error, self.linear))
+            nats, share = float(self.nats[i].sum()), float(self.share[i].sum())
+            rows.append([*ends, *means, f"{self.report.in_bits(nats) if bits else nats:.4f}", f"{100 * share:.1f} %"])
+        return aligned(rows, right=range(6))
+
     def __str__(self) -> str:
-        """The report, and the shares of eight ranges of logsnr."""
-        ranges = torch.arange(len(self.linear)).chunk(8)
-        lines = ["        logsnr   error/D   linear/D  bits/dim   share"]
-        for i in ranges:
-            low, high = float(self.edges[i[0]]), float(self.edges[i[-1] + 1])
-            mean, linear = (float(c[i].mean()) / self.dims for c in (self.error, self.linear))
-            bits = self.report.in_bits(float(self.nats[i].sum()))
-            share = 100 * float(self.share[i].sum())
-            lines.append(f"{low:6.2f} {high:6.2f}  {mean:8.4f}  {linear:8.4f}  {bits:8.4f}  {share:5.1f} %")
-        return "\n".join([str(self.report), *lines])
+        return f"{self.report}\n{self.shares}"
 
 
 def denoising_profile(
@@ -289,6 +278,8 @@ def denoising_profile(
     bands: int = 48,
     repeats: int = 2,
     linear: LinearGaussian | None = None,
+    control: str | Control | ControlVariate | None = "auto",
+    samples: Sequence[int] | None = None,
     batch: int | None = None,
     seed: int = 0,
     bin_width: float | None = None,
@@ -303,6 +294,8 @@ def denoising_profile(
         bands: of equal width in logsnr between the ends of the path.
         repeats: network calls for each datum in each band, at least 2 to know the estimator's error.
         linear: the linear denoiser to compare with, as fitted to training data; to ``data`` by default.
+        control: as in :func:`sdegen.likelihood.bound`: less noise for the same mean.
+        samples: numbers of the data, which key their noise; ``range(N)`` by default.
         batch: network rows at a time; as many as fit into half a gigabyte by default.
         seed: of all noise.
         bin_width: width of the bins that ``data`` were dequantised over, to get bits from a density.
@@ -316,20 +309,26 @@ def denoising_profile(
         raise TypeError(f"a {type(model).__name__} has no noise levels: a profile is measured of a diffusion")
     if bands < 4 or repeats < 1:
         raise ValueError(f"a profile takes at least 4 bands and 1 repeat, not {bands} and {repeats}")
-    began, before, model = time.perf_counter(), model.evaluations, model.continuous()
-    path, generator = model.path, torch.Generator().manual_seed(seed)
-    squares: list[Tensor] = []
-    ends: list[Tensor] = []
-    with evaluating(model):
-        for x, labels in chunks(model, data, cond, max(1, (batch or rows(model)) // bands)):
-            drawn = [_draw(model, x, labels, bands, generator) for _ in range(repeats)]
-            squares.append(torch.stack([one for one, _ in drawn]).cpu())
-            ends.append(torch.stack([two for _, two in drawn]).cpu())
-            if progress is not None:
-                progress(sum(part.shape[1] for part in squares), len(data))
+    began, model = time.perf_counter(), model.continuous()  # another model, with a count of its own
+    numbers, bits = numbered(data, samples), offset(model, bin_width)
     low, high = reversed(model.logsnr_ends)
     edges = torch.linspace(low, high, bands + 1, dtype=torch.float64)
-    pair = torch.cat(ends, 1)
+    found: list[list[Tensor]] = []  # squares, estimates, reconstruction and prior of a batch
+    with evaluating(model):
+        variate = variate_for(control, model, data, cond, bands * repeats, seed, batch)
+        known = None if variate is None else variate.averages(edges)
+        done = 0
+        for x, labels in chunks(model, data, cond, (batch or rows(model)) // bands):
+            here = numbers[done : (done := done + len(x))]
+            drawn: list[tuple[Tensor, ...]] = []
+            for r in range(repeats):
+                squares, less = _draw(model, x, labels, variate, Keyed(seed, here, r, bands, PROFILE))
+                estimates = squares if known is None else squares - less + known(x)
+                clean, noisy = ends(model, x, labels, Keyed(seed, here, r, LOOKS, PROFILE + 2))
+                drawn.append((squares, estimates, clean.mean(1), noisy[:, 0]))
+            found.append([torch.stack(part).double().cpu() for part in zip(*drawn, strict=True)])
+            if progress is not None:
+                progress(done, len(data))
     report = LikelihoodReport(
         method="variational bound from a profile",
         kind="upper bound",
@@ -340,8 +339,8 @@ def denoising_profile(
         data_se=math.nan,
         solver_error=None,
         dims=model.dims,
-        bits_offset=offset(model, bin_width),
-        forward=(model.evaluations - before) / len(data),
+        bits_offset=bits,
+        forward=model.evaluations / len(data),
         vjp=0,
         jvp=0,
         seconds=time.perf_counter() - began,
@@ -350,38 +349,24 @@ def denoising_profile(
         solver=None,
         tolerance=None,
         seed=seed,
-        settings={**describe(model), "bands": bands, "repeats": repeats},
+        settings={**describe(model), "bands": bands, "repeats": repeats, "control": repr(variate)},
     )
-    curve = _linear(linear or LinearGaussian.fit(data), data, edges)
-    made = DenoisingProfile(path, edges, torch.cat(squares, 1), pair[..., 0], pair[..., 1], curve, report)
+    curve = (linear or LinearGaussian.fit(data)).integral(*rule(edges))(data[:: -(-len(data) // 2048)]).mean(0).cpu()
+    made = DenoisingProfile(
+        model.path, edges, *(torch.cat(part, 1) for part in zip(*found, strict=True)), linear=curve, report=report
+    )
     return replace(made, report=made.bound())
 
 
 def _draw(
-    model: GaussianDiffusion, x: Tensor, cond: Tensor | None, bands: int, generator: torch.Generator
+    model: GaussianDiffusion, x: Tensor, cond: Tensor | None, variate: ControlVariate | None, normal: Keyed
 ) -> tuple[Tensor, Tensor]:
-    """One draw in every band from the noise to the data, (B, K), and of both ends of the bound, (B, 2)."""
-
-    def many(of: Tensor | None, times: int) -> Any:
-        return None if of is None else of.repeat_interleave(times, 0)
-
-    def normal(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
-
-    path, y = model.path, many(x, bands)
-    t = UniformLogSNR().time(stratified(len(x), bands, generator), path)
-    squares = model.error(y, t.to(x.device), normal(y), many(cond, bands)).reshape(len(x), bands).flip(1)
-    z = many(x, LOOKS)
-    q, noise = model.encode(z, many(cond, LOOKS)), normal(z)
-    clean = model.reconstruction(z, q.bottom, noise, many(cond, LOOKS))
-    u = torch.rand(len(z), generator=generator, dtype=torch.float64).to(x.device)
-    noisy = model.prior.divergence(q.top, noise, u, generator)
-    return squares, torch.stack([clean, noisy], -1).reshape(len(x), LOOKS, 2).mean(1)
-
-
-def _linear(denoiser: LinearGaussian, data: Tensor, edges: Tensor) -> Tensor:
-    """The average error of the linear denoiser in each band, (K,): a closed form, on two thousand of the data."""
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(4))
-    some = data[:: -(-len(data) // 2048)]
-    means = [denoiser.integral(torch.lerp(low, high, (x + 1) / 2), w / 2)(some).mean() for low, high in pairwise(edges)]
-    return torch.stack(means).cpu()
+    """The squared error in every band from the noise to the data, and the control variate there, (B, K) each."""
+    bands = normal.draws
+    y, labels = x.repeat_interleave(bands, 0), None if cond is None else cond.repeat_interleave(bands, 0)
+    t, noise = UniformLogSNR().time(strata(normal, y), model.path), normal(y)
+    squares, less = model.error(y, t, noise, labels).reshape(len(x), bands), torch.zeros(len(x), bands).to(t)
+    if variate is not None:
+        logsnr = model.path.logsnr(t).reshape(len(x), bands)
+        less = variate(x[:, None], logsnr, noise.reshape(len(x), bands, *x.shape[1:]))
+    return squares.flip(1), less.flip(1)

@@ -1,6 +1,6 @@
 """Numbers on disk: shards while they are computed, by one process or by several, and whole reports afterwards.
 
-    results.h5                  group likelihood/NAME-HASH: a report, with everything that made it
+    results.h5                  group likelihood/NAME-HASH: a report, with everything that made it; likewise profile/
     .shards/HASH/0-63.h5        a shard of one that is not whole yet
 
 A process that works at a shard holds a lock on its name, which ends with the process, however that ends. All the rest
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -28,51 +28,64 @@ from sdegen.files import Busy, locked
 from sdegen.likelihood.report import LikelihoodReport
 from sdegen.likelihood.tables import row
 from sdegen.models import LatentVariableModel
-from sdegen.results import names, read, write
+from sdegen.results import Result, names, read, write
 
-__all__ = ["GROUP", "Progress", "Store", "everything", "fingerprint", "part", "processes"]
+__all__ = ["GROUP", "Kept", "Progress", "Store", "everything", "fingerprint", "part", "processes"]
 
 Progress = Callable[[float], None]
-Compute = Callable[[range, Progress | None], LikelihoodReport]
+
+
+class Kept(Protocol):
+    """What can be kept: a report, a profile."""
+
+    def to_result(self, **more: Any) -> Result: ...
+
+
+R = TypeVar("R", bound=Kept)
 
 GROUP, SHARD = "likelihood", "shard"
 PATIENCE = 0.05  # seconds between looks at shards that others are at
 
 
 @dataclass(frozen=True)
-class Store:
-    """Likelihoods in a folder.
+class Store(Generic[R]):
+    """Reports in a folder.
 
     Args:
         folder: made when it is not there.
         notes: attributes of the results.
+        restore: from what ``to_result`` made to the report.
+        group: of the file, where they are.
     """
 
     folder: Path
     notes: Mapping[str, Any]
+    restore: Callable[[Result], R]
+    group: str = GROUP
 
     @property
     def file(self) -> Path:
         """Where whole reports are."""
         return self.folder / "results.h5"
 
-    def find(self, key: str) -> LikelihoodReport | None:
+    def find(self, key: str) -> R | None:
         """The report that is kept under a key, if there is one."""
-        group = next((name for name in names(self.file) if name.startswith(f"{GROUP}/") and name.endswith(key)), None)
-        return None if group is None else LikelihoodReport.from_result(read(self.file, group))
+        mine = (name for name in names(self.file) if name.startswith(f"{self.group}/") and name.endswith(f"-{key}"))
+        group = next(mine, None)
+        return None if group is None else self.restore(read(self.file, group))
 
     def get(
         self,
         key: str,
         title: str,
         shards: Sequence[range],
-        compute: Compute,
-        merge: Callable[[Sequence[LikelihoodReport]], LikelihoodReport],
+        compute: Callable[[range, Progress | None], R],
+        merge: Callable[[Sequence[R]], R],
         progress: Progress | None = None,
         *,
         again: bool = False,
         **more: Any,
-    ) -> tuple[LikelihoodReport, bool]:
+    ) -> tuple[R, bool]:
         """The report under a key: the one that is kept, or the shards that are, and the rest computed.
 
         Args:
@@ -97,7 +110,7 @@ class Store:
         order = [*shards[first:], *shards[:first]]
         while True:
             todo = [rows for rows in order if not _file(folder, rows).exists()]
-            if not todo and None not in (parts := [_read(_file(folder, rows)) for rows in shards]):
+            if not todo and None not in (parts := [self._read(_file(folder, rows)) for rows in shards]):
                 whole = merge([part for part in parts if part is not None])
                 self._keep(key, title, whole, **more)
                 return whole, False
@@ -111,9 +124,7 @@ class Store:
             elif progress is not None:
                 progress((done + 1) / len(shards))
 
-    def _one_of(
-        self, todo: Sequence[range], key: str, compute: Callable[[range], LikelihoodReport], again: bool
-    ) -> bool:
+    def _one_of(self, todo: Sequence[range], key: str, compute: Callable[[range], R], again: bool) -> bool:
         """Compute the first shard that nobody is at, unless the whole is there."""
         for rows in todo:
             file = _file(self._shards(key), rows)
@@ -124,9 +135,16 @@ class Store:
                     return True
         return False
 
-    def _keep(self, key: str, title: str, report: LikelihoodReport, **more: Any) -> None:
+    def _read(self, file: Path) -> R | None:
+        """The report of a shard; None where somebody has just tidied it up."""
+        try:
+            return self.restore(read(file, SHARD))
+        except FileNotFoundError:
+            return None
+
+    def _keep(self, key: str, title: str, report: R, **more: Any) -> None:
         word = re.sub(r"[^\w.]+", "-", title).strip("-")
-        write(self.file, f"{GROUP}/{word}-{key}", report.to_result(title=title, **more, **self.notes))
+        write(self.file, f"{self.group}/{word}-{key}", report.to_result(title=title, **more, **self.notes))
         shutil.rmtree(self._shards(key), ignore_errors=True)
 
     def _shards(self, key: str) -> Path:
@@ -140,14 +158,6 @@ def processes() -> int:
 
 def _file(folder: Path, rows: range) -> Path:
     return folder / f"{rows.start}-{rows.stop - 1}.h5"
-
-
-def _read(file: Path) -> LikelihoodReport | None:
-    """The report of a shard; None where somebody has just tidied it up."""
-    try:
-        return LikelihoodReport.from_result(read(file, SHARD))
-    except FileNotFoundError:
-        return None
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from torch.special import ndtr
 
 from sdegen.densities import Density, Shares, UniformLogSNR
 from sdegen.levels import Levels
-from sdegen.likelihood.control import Control, IndependentLevels, LinearGaussian
+from sdegen.likelihood.control import Control, IndependentLevels, LinearGaussian, bands
 from sdegen.likelihood.scoring import bins_of, chunks, evaluating, rows
 from sdegen.models.base import LatentVariableModel
 from sdegen.models.diffusion import GaussianDiffusion
@@ -100,6 +100,14 @@ class ControlVariate:
             return sum((mean(x) for mean in means), found)
 
         return integral
+
+    def averages(self, edges: Tensor) -> Callable[[Tensor], Tensor]:
+        """``x -> E g`` averaged over each band of logsnr between ``edges`` (K + 1,): data (N, *event) to (N, K)."""
+        logsnr, weight = bands(edges, self.knots)
+        share = self._at(logsnr)
+        constant = share[:, 0] @ weight
+        means = [control.integral(logsnr, share[:, j + 1, None] * weight) for j, control in enumerate(self.controls)]
+        return lambda x: sum((mean(x) for mean in means), constant.to(x.device).expand(len(x), -1))
 
     def _at(self, logsnr: Tensor) -> Tensor:
         """a and b_j at logsnr (...), (..., 1 + C)."""

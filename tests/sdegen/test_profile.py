@@ -18,7 +18,7 @@ from sdegen.densities import UniformLogSNR
 from sdegen.levels import Continuous, Discrete, Interpolated, Optimal, Variance
 from sdegen.likelihood import DenoisingProfile, best_grid, bound, bound_of_every_T, denoising_profile
 from sdegen.likelihood.control import LinearGaussian
-from sdegen.likelihood.profile import ErrorCurve
+from sdegen.likelihood.curve import ErrorCurve
 from sdegen.models import VPSDE, pixel_histogram
 from sdegen.objectives import OBJECTIVES, Objective
 from sdegen.oracles import GaussianOracle, oracle
