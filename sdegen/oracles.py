@@ -165,6 +165,11 @@ class MixtureOracle(Oracle):
         require(bool((variances >= -1e-10 * cov.abs().max()).all()), "covs must be positive semi-definite")
         self.weights, self.means, self.covs = w / w.sum(), mu.reshape(count, size), cov
         self._axes, self._variances = axes, variances.clamp(min=0)
+        # Sheets that are equally thin in most directions, in many dimensions: the long axes of each say all.
+        thin = self._variances[:, :1]
+        long = int((self._variances - thin > 1e-9 * thin).sum(1).max())
+        sheets = size > 8 and 2 * long <= size and bool((thin > 1e-6 * self._variances.max()).all())
+        self._long = long if sheets else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.weights)} components, event_shape={self.event_shape})"
@@ -189,11 +194,39 @@ class MixtureOracle(Oracle):
         return self._components(z, *_levels(path, t))[0].logsumexp(1)
 
     def posterior(self, z: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+        if self._long is not None:
+            return self._sheets(z, alpha, sigma, self._long)
         joint, r, v, a, s = self._components(z, alpha, sigma)
         p = joint.softmax(1)[:, :, None]
         x0 = (p * (self.means.to(z.device) + self._rotate(a * self._variances.to(z.device) / v * r))).sum(1)
         eps = (p * self._rotate(s / v * r)).sum(1)
         return Prediction(x0.to(z.dtype).reshape(z.shape), eps.to(z.dtype).reshape(z.shape))
+
+    def _sheets(self, z: Tensor, alpha: Tensor, sigma: Tensor, long: int) -> Prediction:
+        """:meth:`posterior` with ``long`` axes U of variances d in each component and one variance c in all others.
+
+        U' y with y = z - alpha mu is all that has to be rotated: |y|^2 - |U' y|^2 is left for the others, and the means
+        are sums of multiples of z, mu and the columns of U, two matrix products for all components together.
+        """
+        flat, a, s = self._checked(z).flatten(1), *(c.to(z.device).double().reshape(-1, 1) for c in (alpha, sigma))
+        mu, axes = self.means.to(z.device), self._axes[:, :, -long:].to(z.device)
+        d, thin = self._variances[:, -long:].to(z.device), self._variances[:, 0].to(z.device)
+        count, size = mu.shape
+        r = (flat @ axes.movedim(1, 0).reshape(size, -1)).reshape(-1, count, long)
+        r = r - a[..., None] * torch.einsum("kd,kdr->kr", mu, axes)
+        v, w = a[..., None] ** 2 * d + s[..., None] ** 2, a**2 * thin + s**2
+        others = flat.square().sum(1, keepdim=True) - 2 * a * (flat @ mu.T) + a**2 * mu.square().sum(1)
+        others = others - r.square().sum(2)
+        joint = -0.5 * ((r**2 / v + v.log()).sum(2) + others / w + (size - long) * w.log())
+        p = (self.weights.log().to(z.device) + joint).softmax(1)
+
+        def mean(along: Tensor, across: Tensor, constant: float) -> Tensor:
+            """SUM_k p_k (constant mu + across (y - U U' y) + along U U' y)."""
+            rotated = (p[..., None] * (along - across[..., None]) * r).flatten(1)
+            there = (p * (constant - a * across)) @ mu + rotated @ axes.movedim(2, 1).reshape(-1, size)
+            return ((p * across).sum(1, keepdim=True) * flat + there).to(z.dtype).reshape(z.shape)
+
+        return Prediction(mean(a[..., None] * d / v, a * thin / w, 1.0), mean(s[..., None] / v, s / w, 0.0))
 
     def component_probs(self, z: Tensor, path: Path, t: Tensor | float) -> Tensor:
         """p(k | z_t), float64, shape (B, K): which component a state belongs to."""

@@ -124,6 +124,23 @@ def test_posterior_moments_are_integrals_over_x0(path: GaussianPath) -> None:
         torch.testing.assert_close(mix.log_prob_t(z, path, t), evidence, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["mixture16", "mixture64", "curve16"])
+def test_thin_sheets_are_predicted_by_their_long_axes(
+    name: str, path: GaussianPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against all axes of every component, between the data and the noise."""
+    data = oracle(name)
+    for t in torch.linspace(path.t_min, path.t_max, 7, dtype=torch.float64):
+        z = diffused(data, path, t)[2]
+        quick = data.predict(path)(z, t)
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "_long", None)
+            plain = data.predict(path)(z, t)
+        for a, b in zip(quick, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+            assert not torch.equal(a, b)
+
+
 def test_tweedie_ties_mean_and_covariance_to_the_score(data: Oracle, path: GaussianPath) -> None:
     """E[x0|z] = (z + sigma^2 score) / alpha and Cov[x0|z] = (sigma/alpha)^2 (I + sigma^2 Hessian), by torch.func."""
     t = path.time(0.5)
