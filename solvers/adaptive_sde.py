@@ -11,45 +11,17 @@ Reference: Gaines and Lyons 1997, doi:10.1137/S0036139995286515; Jolicoeur-Marti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from solvers.adaptive import Adaptive, Attempt, Increments
-from solvers.noise import BrownianMotion, Noise, elsewhere
+from solvers.noise import Noise, elsewhere
 from solvers.problem import DiffusionProblem, mix
 
 __all__ = ["AdaptiveHeun", "GottaGoFast"]
-
-
-class _Each:
-    """The noise of every sample over an interval of its own."""
-
-    def __init__(self, noise: Noise, like: Tensor) -> None:
-        self.like = like
-        self.noises: Sequence[Noise] = [noise] * len(like)
-        self.apart = isinstance(noise, BrownianMotion)
-        if isinstance(noise, BrownianMotion):  # a path of each sample: the same bits, and a tree that follows it
-            self.noises = [
-                BrownianMotion(like[i : i + 1], noise.seed, samples=[sample], reach=noise.reach, depth=noise.depth)
-                for i, sample in enumerate(noise.draw.samples)
-            ]
-
-    def of(self, place: int) -> Increments:
-        """Increments for the samples over their intervals; ``place`` as in :func:`solvers.noise.elsewhere`."""
-
-        def increments(a: Tensor, b: Tensor) -> Tensor:
-            rows: list[Tensor] = []
-            for i, (left, right) in enumerate(zip(a.cpu().unbind(), b.cpu().unbind(), strict=True)):
-                if left == right:
-                    rows.append(torch.zeros_like(self.like[i]))
-                else:
-                    rows.append(elsewhere(self.noises[i], place)(left, right)[0 if self.apart else i])
-            return torch.stack(rows)
-
-        return increments
 
 
 @dataclass(frozen=True)
@@ -87,8 +59,7 @@ class AdaptiveHeun(Adaptive):
             raise ValueError(f"eta is positive (use an ODE solver without noise), got {self.eta}")
 
     def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
-        each = _Each(noise, like)
-        return lambda number: each.of(0)  # the one path, whatever was refused
+        return lambda number: noise  # the one path, whatever was refused
 
     def first(self, problem: DiffusionProblem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         return (problem.predict(x, t).eps,)
@@ -139,4 +110,4 @@ class GottaGoFast(AdaptiveHeun):
         return 0.9 * error.clamp(min=1e-8) ** -0.9
 
     def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
-        return _Each(noise, like).of  # every try looks at another place
+        return lambda number: elsewhere(noise, number)  # every try looks at another place

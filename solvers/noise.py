@@ -10,13 +10,22 @@ the normalised increment ``(W(b) - W(a)) / sqrt|b - a|``, a standard normal. Ref
 converges to the same sample (*strong* convergence); compare two solvers and they see the same randomness (common
 random numbers).
 
-``W`` is a virtual tree on the dyadic points of an interval: the midpoint of a cell, given its ends, is
+``W`` is Levy's construction. The line is cut into intervals of 64; over one of them W has a chord, in the middle of it
+W is off the chord by a normal, and so on in each half:
 
-    W(m) = (W(l) + W(r)) / 2 + sqrt(r - l) / 2 Z,
+    W(lam) = u sqrt(64) Z + SUM_k sqrt(h_k) tent(f_k) Z_k,        h_k = 64 / 2^k,  tent(f) = min(f, 1 - f),
 
-and ``Z`` comes from a counter-based generator keyed by (seed, sample, cell). A walk along a grid keeps the cells that
-hold its last point on a stack and redraws only what is below; nothing else is stored. Every sample has its own key, so
-sample 17 is the same bits whatever stands beside it in the batch, on CPU and GPU alike.
+with u and f_k where lam is in its interval and in its cell of level k. A point is a sum of as many normals as there are
+levels, an increment is one over what its two ends do not share, and a normal is a pure function of (seed, sample,
+level, cell), by :mod:`solvers.philox`. Nothing is stored that could not be had again, and there is no sequence that a
+device would have to follow. Sample 17 is the same bits whatever stands beside it in the batch; on another kind of
+device it is the same to the rounding of a logarithm.
+
+In the finest cell the tent gives way to sqrt(f (1 - f)), the standard deviation of a path between its ends. So every
+point has its right law, jointly with any points of other cells: on a grid whose steps are no shorter than the finest
+cells, 64 / 2^17 = 5e-4, increments are exactly independent standard normals. A thousand steps of the usual grids are
+ten times as long, and the shortest that :class:`solvers.AdaptiveHeun` takes at a tolerance of 1e-4 are just longer.
+Between two points of one cell the path is smooth, and the increment too small.
 
 Everything random in a solve is an increment of this one ``W``, which lives on the whole line, and two of its properties
 serve what an increment over the step itself cannot:
@@ -34,28 +43,36 @@ Reference: Salmon et al. 2011 (Philox, counter-based generators); Kidger et al. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.problem import mix
+from solvers.philox import Normals
+from solvers.problem import expand, mix
 
 __all__ = ["BrownianMotion", "Noise", "area", "elsewhere", "fresh_seed", "silent", "standard_normal"]
 
-PRIOR, TREE, DECODER, ENCODER, PROBES, PILOT, BOUND = range(7)
-"""Streams: draws of different meaning never share a counter. Those from BOUND on are the bound's, one for each of its
-terms; trees beyond the first are at 256 and on."""
+PRIOR, _, DECODER, ENCODER, PROBES, PILOT, BOUND = range(7)
+"""Streams of :func:`standard_normal`: draws of different meaning never share a counter. Those from BOUND on are the
+bound's, one for each of its terms."""
+
+BROWNIAN = 2**64 - 1  # in the key of the Brownian motion, where that of standard_normal has the number of a sample
+WIDTH = 64.0  # of a tree, in lam; no two logsnr of one solve are 128 apart
+PLACES = 2**40  # in a tree: its chord at 0, the cell c of level k at 2^k + c
 
 
 class Noise(Protocol):
     """What a stochastic solver asks for: unit-variance increments of one Brownian motion in the clock lam."""
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """(W(b) - W(a)) / sqrt|b - a|, of the state's shape, dtype and device; a and b are 0-dim values of lam."""
+        """(W(b) - W(a)) / sqrt|b - a|, of the state's shape, dtype and device.
+
+        a and b are values of lam: 0-dim, or (B,) from adaptive methods, whose samples have steps of their own.
+        """
         ...
 
 
@@ -71,33 +88,6 @@ def silent(a: Tensor, b: Tensor) -> Tensor:
 def fresh_seed() -> int:
     """A seed from the operating system's entropy, so that an unseeded run can still say which seed it used."""
     return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
-
-
-class _Keyed:
-    """Standard normals addressed by (seed, sample, counter) in place of drawn in sequence.
-
-    Draws are made in float32 whatever the dtype of the state: a float64 solve sees the noise of the float32 one.
-    """
-
-    def __init__(self, seed: int, samples: Sequence[int], event: Sequence[int]) -> None:
-        if seed < 0:
-            raise ValueError(f"a seed is a whole number >= 0, got {seed}")
-        self.bits = np.random.Philox(key=[seed % 2**64, 0])
-        self.normal = np.random.Generator(self.bits).standard_normal
-        self.state = self.bits.state
-        self.seed, self.samples, self.event = seed % 2**64, samples, tuple(event)
-
-    def __call__(self, stream: int, level: int = 0, cell: int = 0) -> Tensor:
-        out = np.empty((len(self.samples), int(np.prod(self.event))), np.float32)
-        inner = self.state["state"]
-        # Philox is a function of (key, counter): setting both is all that seeding means, and the buffer starts empty.
-        self.state["buffer_pos"], self.state["has_uint32"] = 4, 0
-        for row, sample in zip(out, self.samples, strict=True):
-            inner["key"][:] = self.seed, sample
-            inner["counter"][:] = 0, cell, level, stream
-            self.bits.state = self.state
-            self.normal(dtype=np.float32, out=row)
-        return torch.as_tensor(out).reshape(len(self.samples), *self.event)
 
 
 def standard_normal(
@@ -128,62 +118,78 @@ def standard_normal(
     >>> bool((standard_normal((64, 3), seed=7)[17] == alone).all())
     True
     """
-    draw = _Keyed(seed, range(shape[0]) if samples is None else samples, shape[1:])
-    return draw(stream, number).to(device=device, dtype=dtype)
+    _check_seed(seed)
+    out = np.empty((shape[0], math.prod(shape[1:])), np.float32)
+    bits = np.random.Philox(key=0)
+    normal, state = np.random.Generator(bits).standard_normal, bits.state
+    for row, sample in zip(out, range(shape[0]) if samples is None else samples, strict=True):
+        # Philox is a function of (key, counter): setting both is all that seeding means, and the buffer starts empty.
+        state["state"]["key"] = np.array([seed % 2**64, sample], np.uint64)
+        state["state"]["counter"] = np.array([0, 0, number, stream], np.uint64)
+        bits.state = state
+        normal(dtype=np.float32, out=row)
+    return torch.as_tensor(out).reshape(tuple(shape)).to(device=device, dtype=dtype)
 
 
-class _Tree:
-    """W on one interval of the line, W = 0 at its left end.
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"a seed is a whole number >= 0, got {seed}")
+
+
+def _points(lam: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """What W(lam) is made of in its tree: the places of the normals, and how much of each.
 
     Args:
-        normal: ``normal(level, cell)``, the draw that belongs to a cell of a level.
-        like: state of shape (B, *event).
-        left: left end of the interval.
-        width: of the interval.
-        depth: cells of width ``width / 2^depth`` are the finest; W is linear inside.
+        lam: points, float64 (..., K).
+        depth: of the tree.
+
+    Returns:
+        int64 and float64, (..., depth + 2, K).
     """
+    at = (lam / WIDTH + 0.5).unsqueeze(-2)
+    tree = at.floor()
+    u = at - tree
+    cells = 2.0 ** torch.arange(depth + 1, dtype=lam.dtype, device=lam.device)[:, None]  # in each level
+    f = u * cells
+    cell = f.floor()
+    f -= cell
+    rise = torch.minimum(f, 1 - f)
+    rise[..., -1, :] = (f * (1 - f))[..., -1, :].sqrt()
+    places = torch.cat([torch.zeros_like(u), cells + cell], -2).long() + tree.long() * PLACES
+    return places, WIDTH**0.5 * torch.cat([u, rise * cells.rsqrt()], -2)
 
-    def __init__(
-        self, normal: Callable[[int, int], Tensor], like: Tensor, left: float, width: float, depth: int
-    ) -> None:
-        self.normal, self.left, self.width, self.depth = normal, left, width, depth
-        # The cells around the last point asked for, coarse to fine: (index in its level, W at its left and right end).
-        self.cells = [(0, torch.zeros_like(like), width**0.5 * normal(0, 0))]
-        self.last: tuple[float, Tensor] | None = None
 
-    def at(self, lam: float) -> Tensor:
-        """W(lam), shape (B, *event)."""
-        if self.last is not None and self.last[0] == lam:
-            return self.last[1]
-        u = min(max((lam - self.left) / self.width, 0.0), 1.0)  # position in the interval
-        while len(self.cells) > 1 and not self._holds(len(self.cells) - 1, u):
-            self.cells.pop()
-        for level in range(len(self.cells) - 1, self.depth):
-            cell, left, right = self.cells[level]
-            half = 0.5 * (self.width / 2**level) ** 0.5
-            middle = 0.5 * (left + right) + half * self.normal(level + 1, cell)
-            upper = u * 2**level - cell >= 0.5
-            self.cells.append((2 * cell + 1, middle, right) if upper else (2 * cell, left, middle))
-        cell, left, right = self.cells[-1]
-        w = torch.lerp(left, right, u * 2**self.depth - cell)
-        self.last = (lam, w)
-        return w
+def _increments(a: Tensor, b: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """What (W(b) - W(a)) / sqrt|b - a| is made of, for |b - a| < ``WIDTH``.
 
-    def _holds(self, level: int, u: float) -> bool:
-        return 0.0 <= u * 2**level - self.cells[level][0] <= 1.0
+    Args:
+        a: float64 (K,).
+        b: float64 (K,); where it is equal to a, the weights are 0.
+        depth: of the tree.
+
+    Returns:
+        Places, int64 (2, depth + 2, K), those of the upper end and those of the lower; and weights. From b to a they
+        are the same but for the sign.
+    """
+    places, (high, low) = _points(torch.stack([torch.maximum(a, b), torch.minimum(a, b)]), depth)
+    shared = places[0] == places[1]
+    high, low = torch.where(shared, high - low, high), torch.where(shared, 0.0, -low)
+    low[0] += torch.where(shared[0], 0.0, WIDTH**0.5)  # the upper end is in the next tree
+    h = b - a
+    return places, torch.stack([high, low]) * torch.where(h == 0, 0.0, h.sign() * h.abs().rsqrt())
 
 
 class BrownianMotion:
     """W(lam) for one batch, the same on every grid; see the module's text.
 
-    The line is tiled with trees. The one around 0 is as wide as any solve; the others grow when asked for.
+    It is drawn on the device of the state, and a step waits for nothing. The normals behind the ends of the last two
+    steps are kept, at most 2 (depth + 2) states, so a walk draws only what is new.
 
     Args:
         like: state of shape (B, *event) that gives shape, dtype and device.
         seed: whole number >= 0.
         samples: B sample numbers, ``range(B)`` by default.
-        reach: the tree around 0 covers lam in [-reach, reach].
-        depth: cells of width ``2 reach / 2^depth`` are the finest; W is linear inside.
+        depth: cells of width 64 / 2^depth are the finest, 0 to 38. A deeper tree has the same path in more detail.
 
     >>> x = torch.zeros(4, 2, dtype=torch.float64)
     >>> w, a, b, c = BrownianMotion(x, seed=0), *torch.tensor([-1.0, 0.5, 1.0], dtype=torch.float64)
@@ -192,55 +198,53 @@ class BrownianMotion:
     True
     """
 
-    TREES = 4  # that are remembered; one that comes back is grown again, the same
+    ENDS = 2  # of steps that are remembered; what is needed elsewhere is drawn again, the same
 
-    def __init__(
-        self, like: Tensor, seed: int, *, samples: Sequence[int] | None = None, reach: float = 16.0, depth: int = 20
-    ) -> None:
-        self.draw = _Keyed(seed, range(len(like)) if samples is None else samples, like.shape[1:])
-        self.like, self.seed, self.reach, self.depth = like, seed, reach, depth
-        self.trees: dict[int, _Tree] = {}
-
-    def _tree(self, tile: int) -> _Tree:
-        """The tree on [(2 tile - 1) reach, (2 tile + 1) reach]."""
-        tree = self.trees.pop(tile, None)
-        if tree is None:
-            stream = TREE + (abs(2 * tile) + (tile < 0) << 8)  # 0, 1, -1, 2, ... as 0, 2, 3, 4, ...
-
-            def normal(level: int, cell: int) -> Tensor:
-                return self.draw(stream, level, cell).to(self.like)
-
-            tree = _Tree(normal, self.like, (2 * tile - 1) * self.reach, 2 * self.reach, self.depth)
-        self.trees[tile] = tree  # the last used comes last
-        if len(self.trees) > self.TREES:
-            del self.trees[next(iter(self.trees))]
-        return tree
+    def __init__(self, like: Tensor, seed: int, *, samples: Sequence[int] | None = None, depth: int = 17) -> None:
+        _check_seed(seed)
+        if not 0 <= depth <= 38:
+            raise ValueError(f"the depth of a Brownian motion is 0 to 38, got {depth}")
+        self.samples = range(len(like)) if samples is None else samples
+        if len(self.samples) != len(like):
+            raise ValueError(f"{len(like)} samples have as many numbers, got {len(self.samples)}")
+        self.like, self.seed, self.depth = like, seed, depth
+        self.normals = Normals(seed, BROWNIAN, self.samples, like.shape[1:], like.device)
+        self.kept: dict[int, Tensor] = {}  # by their places
+        self.ends: list[list[int]] = []  # the places behind the last ends of steps
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """The normalised increment (W(b) - W(a)) / sqrt|b - a|, shape (B, *event), unit variance.
 
-        Steps as short as the finest cells have less: about 1 - c / (4 |b - a|) with c = 2 reach / 2^depth = 3e-5.
-
         Args:
-            a: lam at the start of the step, 0-dim.
-            b: lam at its end, 0-dim, different from a.
+            a: lam at the start of the step, 0-dim, or (B,) where samples have steps of their own.
+            b: lam at its end, of the same shape, different from a; for a sample of many that rests, the increment is 0.
+
+        Raises:
+            ValueError: a 0-dim step of length zero.
         """
+        out = torch.zeros_like(self.like, dtype=torch.promote_types(self.like.dtype, torch.float32))
+        if a.ndim > 0:
+            places, weights = _increments(a.to(self.like.device), b.to(self.like.device), self.depth)
+            for c, z in zip(weights.flatten(0, 1).to(out.dtype), self.normals.each(places.flatten(0, 1)), strict=True):
+                out.addcmul_(expand(c, out), z)
+            return out.to(self.like.dtype)
+
         start, end = float(a), float(b)
-        if start == end:
-            raise ValueError(f"the noise of a step of zero length is not defined (lam = {start})")
-        first, last = (math.floor((lam / self.reach + 1) / 2) for lam in (start, end))
-        if first == last:
-            tree = self._tree(first)
-            before = tree.at(start)
-            return (tree.at(end) - before) / abs(end - start) ** 0.5
-        # W(lam) is what the tree under lam says, plus all of the trees before it.
-        way = 1 if last > first else -1
-        crossed = [self._tree(tile).at(math.inf) for tile in range(*sorted((first, last)))]
-        inside = self._tree(last).at(end) - self._tree(first).at(start)
-        return (inside + way * sum(crossed, torch.zeros_like(inside))) / abs(end - start) ** 0.5
+        if not 0 < abs(end - start) < WIDTH:
+            raise ValueError(f"a step of noise has a length above 0 and below {WIDTH:g}, not from {start} to {end}")
+        places, weights = _increments(a.detach().double().reshape(1), b.detach().double().reshape(1), self.depth)
+        upper, lower = cast("list[list[int]]", cast("Any", places[..., 0]).tolist())
+        shares = cast("list[float]", cast("Any", weights.flatten()).tolist())
+        terms = {place: c for place, c in zip((*upper, *lower), shares, strict=True) if c}
 
-
-ELSEWHERE = 64.0  # no two logsnr of one solve are 128 apart
+        new = [place for place in terms if place not in self.kept]
+        self.kept |= dict(zip(new, self.normals(new), strict=True))
+        for place, c in terms.items():
+            out.add_(self.kept[place], alpha=c)
+        self.ends = [*self.ends, upper if end > start else lower][-self.ENDS :]
+        behind = {place for places in self.ends for place in places}
+        self.kept = {place: z for place, z in self.kept.items() if place in behind}
+        return out.to(self.like.dtype)
 
 
 def elsewhere(noise: Noise, place: int) -> Noise:
@@ -259,7 +263,7 @@ def elsewhere(noise: Noise, place: int) -> Noise:
     """
 
     def moved(a: Tensor, b: Tensor) -> Tensor:
-        return noise(a + ELSEWHERE * place, b + ELSEWHERE * place)
+        return noise(a + WIDTH * place, b + WIDTH * place)
 
     return moved
 

@@ -286,7 +286,7 @@ def test_gotta_go_fast_is_biased_and_keeping_the_path_is_not(vp: Any) -> None:
         return lambda a, b: torch.randn(x.shape, generator=draw, dtype=x.dtype)
 
     def path(x: Tensor) -> Any:
-        return BrownianMotion(x, 5, reach=8.0, depth=12)
+        return BrownianMotion(x, 5, depth=14)
 
     assert variance_error(GottaGoFast(), vp, 120, 1, fresh) > 0.8
     assert abs(variance_error(AdaptiveHeun(0.05, 0.0078), vp, 120, 1, path)) < 0.4
