@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from sdegen import figures, pages, results
 from sdegen.figures import BUDGET
-from sdegen.files import write_bytes
+from sdegen.files import DamagedFile, write_bytes
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
 from sdegen.standings import Problem, Row
@@ -56,7 +56,12 @@ def build(folder: Path | str, out: Path | str | None = None) -> Path:
 
 def page(run: Run) -> str:
     """The page of a run as text; see :func:`build`."""
-    return pages.render("demo.html.j2", _context(run.manifest, read_all(run)))
+    try:
+        return pages.render("demo.html.j2", _context(run.manifest, read_all(run)))
+    except DamagedFile:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{run / RESULTS}: {error}; `sdegen demo --out {run.path}` makes it again") from None
 
 
 def picture(folder: Path | str, out: Path | str) -> Path:

@@ -18,10 +18,11 @@ from scipy.stats import t as student
 from sdegen import results
 from sdegen.comparison.table import COLUMNS, GROUP, SCHEMA, identity
 from sdegen.families import family
+from sdegen.files import DamagedFile
 from sdegen.results import Result
 from sdegen.standings import MEASURES, Interval, Order, Pictures, Problem, Row, Source, Standings
 
-__all__ = ["gather", "merge", "source"]
+__all__ = ["gather", "held", "merge", "source"]
 
 LAW = tuple(name for name in MEASURES if f"{name}_floor" in COLUMNS)
 
@@ -55,15 +56,37 @@ def merge(sources: Sequence[Source]) -> Standings:
     return Standings(problems, tuple(sources), doubled)
 
 
+def held(file: Path) -> list[str]:
+    """The results in a file.
+
+    Raises:
+        DamagedFile: it cannot be read; the message says where the cells are safe, if they are.
+    """
+    try:
+        return results.names(file)
+    except DamagedFile as error:
+        raise _rescued(error, file) from None
+
+
+def _rescued(error: DamagedFile, file: Path) -> DamagedFile:
+    journal = file.parent / "journal"
+    safe = f"; its cells are safe in {journal}: the sweep's command, given again, makes it anew"
+    return DamagedFile(f"{error}{safe if journal.is_dir() else ''}")
+
+
 def _read(file: Path) -> Source:
-    held = results.names(file)
     if not file.exists():
         raise FileNotFoundError(f"there is no results file {file}")
-    if GROUP not in held:
-        raise ValueError(f"{file} has no comparison, only {', '.join(held) or 'nothing'}: sdegen compare makes one")
-    orders = results.read(file, "orders") if "orders" in held else None
-    pictures = [results.read(file, name) for name in held if name.startswith("samples/")]
-    return source(results.read(file, GROUP), file, orders, pictures)
+    names = held(file)
+    if GROUP not in names:
+        only = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
+        raise ValueError(f"{file} has no comparison{f', only {only}' if only else ''}: `sdegen compare` makes one")
+    try:
+        orders = results.read(file, "orders") if "orders" in names else None
+        pictures = [results.read(file, name) for name in names if name.startswith("samples/")]
+        return source(results.read(file, GROUP), file, orders, pictures)
+    except DamagedFile as error:
+        raise _rescued(error, file) from None
 
 
 def source(
@@ -84,7 +107,11 @@ def source(
     missing = [name for name in COLUMNS if name not in found.arrays]
     if schema != SCHEMA or missing:
         why = f"its schema is {schema}, this program reads {SCHEMA}" if schema != SCHEMA else f"no {missing[0]}"
-        raise ValueError(f"the comparison{f' in {file}' if file else ''} was written by another version: {why}")
+        made_by = f" (commit {found.attributes['commit'][:12]})" if "commit" in found.attributes else ""
+        raise ValueError(
+            f"the comparison{f' in {file}' if file else ''} was written by another version{made_by}: {why}; measure it "
+            "again"
+        )
     values = zip(*(found[name].tolist() for name in COLUMNS), strict=True)
     rows = tuple(dict(zip(COLUMNS, row, strict=True)) for row in values)
     return Source(Path(file), found.attributes, rows, orders, tuple(pictures))

@@ -34,30 +34,36 @@ def prepare(words: Sequence[str]) -> Callable[[], None]:
 
 
 def _file(given: Path) -> Path:
+    from h5py import is_hdf5
+
     from sdegen.runs import RESULTS
+    from sdegen.sweeps import held
 
     file = given / RESULTS if given.is_dir() else given
     if not file.exists():
         raise UsageError(f"{given} has no {RESULTS}" if given.is_dir() else f"there is no results file {given}")
+    if file.stat().st_size and not is_hdf5(file):
+        raise UsageError(f"{file} is no HDF5 file: give a {RESULTS}, or the folder that has one")
+    held(file)  # an error, where it cannot be read
     return file
 
 
 def _compares(files: Sequence[Path]) -> bool:
     """Whether this is about sweeps, and not about the run of a demo."""
-    from sdegen import results
     from sdegen.comparison import GROUP
+    from sdegen.sweeps import held
 
-    return len(files) > 1 or not {"samples", "errors", "flow"} <= set(results.names(files[0])) - {GROUP}
+    return len(files) > 1 or not {"samples", "errors", "flow"} <= set(held(files[0])) - {GROUP}
 
 
 def _comparison(files: Sequence[Path], out: Path, figures: str | None) -> Callable[[], None]:
-    from sdegen import comparison_page, results
+    from sdegen import comparison_page
     from sdegen.comparison import GROUP
     from sdegen.likelihood.store import everything
-    from sdegen.sweeps import gather
+    from sdegen.sweeps import gather, held
 
     scored = {file: everything(file.parent) for file in files}
-    sweeps = [file for file in files if not scored[file] or GROUP in results.names(file)]
+    sweeps = [file for file in files if not scored[file] or GROUP in held(file)]
     found = gather(sweeps or files)
     rows = [row for known in scored.values() for row in known]
     return lambda: print(comparison_page.build(found, out, figures=figures, scored=rows))

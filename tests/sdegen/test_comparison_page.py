@@ -7,6 +7,7 @@ import math
 import re
 from xml.etree import ElementTree
 
+import h5py
 import numpy as np
 import pytest
 
@@ -218,12 +219,26 @@ def test_bad_input_is_one_line_and_nothing_is_written(file, sweep, tmp_path, cap
     broken.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "truncated or damaged" in refused(str(broken))
     assert "truncated or damaged" in refused(str(file), str(broken))
+    nothing = tmp_path / "nothing.h5"
+    nothing.write_bytes(b"")
+    assert "nothing.h5 is truncated or damaged: it is empty" in refused(str(nothing))
+    for name, content in {"results.csv": "target,path\n", "notes.h5": "text", "page.htm": "<html>"}.items():
+        (tmp_path / name).write_text(content)
+        assert f"{name} is no HDF5 file: give a results.h5" in refused(str(tmp_path / name))
+        assert "no HDF5 file" in refused(str(file), str(tmp_path / name))
+    with h5py.File(tmp_path / "foreign.h5", "w") as foreign:
+        foreign["x"] = [1.0, 2.0]
+    assert "foreign.h5 has no comparison: `sdegen compare` makes one" in refused(str(tmp_path / "foreign.h5"))
+    (tmp_path / "sweep" / "journal").mkdir(parents=True)
+    (tmp_path / "sweep" / "results.h5").write_bytes(broken.read_bytes())
+    assert f"its cells are safe in {tmp_path}/sweep/journal: the sweep's command" in refused(f"{tmp_path}/sweep")
     older = tmp_path / "older.h5"
-    results.write(older, "comparison", sweep(cells(), schema=99))
-    assert "another version: its schema is 99" in refused(str(older))
+    results.write(older, "comparison", sweep(cells(), schema=99, commit="0123456789abcdef"))
+    assert "another version (commit 0123456789ab): its schema is 99" in refused(str(older))
+    assert "older.h5 was written by another version" in refused(str(file), str(older))
     other = tmp_path / "other.h5"
     results.write(other, "likelihood/bound", Result({"nats": (("example",), [1.0])}, {}))
-    assert "has no comparison, only likelihood/bound" in refused(str(other))
+    assert "has no comparison, only likelihood: `sdegen compare` makes one" in refused(str(other))
     assert "out: expected a file" in refused(str(file), "--out", str(tmp_path))
     assert "out: expected a file" in refused(str(file), "--out", str(tmp_path / "no" / "page.html"))
     assert "figures: expected a folder" in refused(str(file), "--figures", str(broken))
