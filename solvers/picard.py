@@ -13,9 +13,10 @@ ParaDiGMS keeps a window of states and slides it over those that have settled: a
 compared with the tolerance, and the window moves on to the first state that still moves.
 
 Here the increments are those of y = x / alpha, in which a step of DDIM adds (sigma_s / alpha_s - sigma_t / alpha_t) eps
-and no part of the equation that is known. Any one-step method will do, for it is not told that it is run in parallel:
-its code is run until it asks for a prediction; all questions are answered together; it is run again, from the start,
-with the answers that it has.
+and no part of the equation that is known. Any method with fixed steps will do, for it is not told that it is run in
+parallel: its code is run until it asks for a prediction; all questions are answered together; it is run again, from the
+start, with the answers that it has. What a multistep method remembers is handed from step to step within a sweep; while
+the step before waits for an answer, what that left in the last sweep stands for it, which in the end is the same.
 
 Reference: Shih, Belkhale, Ermon, Sadigh and Anari 2023, arXiv:2305.16317.
 """
@@ -35,8 +36,6 @@ from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Predict, Prediction, expand
 
 __all__ = ["Parallel", "picard"]
-
-_ONE_STEP = "steps can be taken together by one-step methods with fixed steps, not by {}"
 
 
 class Parallel(NamedTuple):
@@ -71,7 +70,7 @@ def picard(
     scale of y), is at most ``tol``; the window then begins at the first state whose change is larger.
 
     Args:
-        solver: a one-step method with fixed steps.
+        solver: a method with fixed steps.
         problem: what it solves; ``predict`` is asked with up to window x B states, those of a step
             together, and as many times; conditions of samples have to be repeated by it.
         x: state at ``ts[0]``, (B, *event).
@@ -84,7 +83,7 @@ def picard(
         A :class:`Parallel`; its result differs from the sequential one by about ``tol``.
 
     Raises:
-        ValueError: a solver with a memory or steps of its own, no noise where it is needed, bad settings.
+        ValueError: a solver with steps of its own, no noise where it is needed, bad settings.
 
     Reference: Shih et al. 2023, arXiv:2305.16317, algorithm 1.
     """
@@ -94,14 +93,14 @@ def picard(
     if not tol > 0 or width < 1:
         raise ValueError(f"tol is positive and a window has at least one step, got tol={tol} and window={window}")
     if solver.nfe_per_step == 0:
-        raise ValueError(_ONE_STEP.format(solver))
+        raise ValueError(f"steps can be taken together by methods with fixed steps, not by {solver}")
     if solver.stochastic and noise is None:
         raise ValueError(f"{solver} draws noise: pass noise=BrownianMotion(x, seed)")
 
     sweeps, calls, nodes = 0, Counter(lambda: f"{solver}: sweep {sweeps + 1}"), ts.unbind()
     predict = calls(problem.predict)
     planned = problem.at(nodes)
-    memory = solver.init(planned, x, ts)
+    memories = [solver.init(planned, x, ts)] * (steps + 1)  # at every node; right up to the first that still moves
     alpha = problem.path.alpha(ts)
     scale = (1 + (problem.path.sigma(ts) / alpha) ** 2).sqrt()
 
@@ -116,7 +115,10 @@ def picard(
         last = min(first + width, steps)
         here, there = slice(first, last), slice(first + 1, last + 1)
         xs = (rows(alpha[here]) * ys[here]).to(x.dtype)
-        moved = _together(solver, planned, predict, xs, nodes[first : last + 1], memory, noise or silent)
+        moved, memories[first : last + 1], asked = _together(
+            solver, planned, predict, xs, nodes[first : last + 1], memories[first : last + 1], noise or silent
+        )
+        memories[last + 1 :] = [memories[last]] * (steps - last)
         change = moved.double() / rows(alpha[there]) - xs.double() / rows(alpha[here])
         new = ys[first] + change.cumsum(0)
 
@@ -127,7 +129,7 @@ def picard(
         stride = max(int(unsettled[0]), 1) if len(unsettled) else last - first
         residuals.append(float(off[:stride].max()))
         ys[there], ys[last + 1 :] = new, new[-1]
-        first, sweeps, evaluations = first + stride, sweeps + 1, evaluations + (last - first) * solver.nfe_per_step
+        first, sweeps, evaluations = first + stride, sweeps + 1, evaluations + asked
     out = (ys[-1] * float(alpha[-1])).to(x.dtype)
     spent = torch.full((batch,), evaluations, dtype=torch.int64)
     trajectory = Trajectory(out, ts, calls.calls, solver, getattr(noise, "seed", None), spent=spent)
@@ -148,29 +150,43 @@ def _together(
     predict: Predict,
     xs: Tensor,
     nodes: Sequence[Tensor],
-    memory: Any,
+    memories: Sequence[Any],
     noise: Noise,
-) -> Tensor:
-    """One step from every node but the last, with one call of ``predict`` for each of its stages."""
+) -> tuple[Tensor, list[Any], int]:
+    """One step from every node but the last, with one call of ``predict`` for each of its stages.
+
+    Args:
+        solver: the method.
+        problem: what it solves.
+        predict: answers for many states at once.
+        xs: states at all nodes but the last, (K, B, *event).
+        nodes: K + 1 of them.
+        memories: what is remembered at the nodes: right at the first, a guess at the others.
+        noise: Brownian increments.
+
+    Returns:
+        The states that the steps lead to, what is then remembered at the nodes, and how many predictions it took.
+    """
     known: list[list[Prediction]] = [[] for _ in xs]
     while True:
         moved: list[Tensor] = []
-        asked: list[_Asks] = []
-        for x, (t, s), answers in zip(xs, pairwise(nodes), known, strict=True):
+        asked: list[tuple[list[Prediction], _Asks]] = []
+        after: list[Any] = [memories[0]]
+        for x, (t, s), answers, guess in zip(xs, pairwise(nodes), known, memories[1:], strict=True):
             try:
-                out, after = solver.step(problem.calling(_answering(answers)), x, t, s, memory, noise)
+                out, memory = solver.step(problem.calling(_answering(answers)), x, t, s, after[-1], noise)
             except _Asks as question:
-                asked.append(question)
+                asked.append((answers, question))
+                after.append(guess)
                 continue
-            if after != memory:
-                raise ValueError(_ONE_STEP.format(solver))
             moved.append(out)
+            after.append(memory)
         if not asked:
-            return torch.stack(moved)
-        points = torch.cat([question.x for question in asked])
-        times = torch.cat([question.t.expand(len(question.x)) for question in asked])
-        x0, eps = (part.reshape(xs.shape) for part in predict(points, times))
-        for answers, *answer in zip(known, x0, eps, strict=True):
+            return torch.stack(moved), after, sum(map(len, known))
+        points = torch.cat([question.x for _, question in asked])
+        times = torch.cat([question.t.expand(len(question.x)) for _, question in asked])
+        shape = (len(asked), *xs.shape[1:])
+        for (answers, _), *answer in zip(asked, *(part.reshape(shape) for part in predict(points, times)), strict=True):
             answers.append(Prediction(*answer))
 
 

@@ -24,6 +24,17 @@ ONE_STEP = [
     SOLVERS["euler_maruyama"],
     SOLVERS["edm_heun"],
 ]
+WITH_MEMORY = [
+    "dpmpp_2m",
+    "unipc_2",
+    "unic_dpmpp_2s",
+    "lms_4",
+    "exp_adams_4",
+    "pndm",
+    "sa_solver",
+    "er_sde_3",
+    "restart",
+]
 
 
 @pytest.mark.parametrize("solver", ONE_STEP, ids=repr)
@@ -40,6 +51,29 @@ def test_the_result_is_the_sequential_one(solver: Any, window: int | None, path:
         assert done.sweeps <= 30
         assert len(done.residuals) == done.sweeps
         assert all(int(spent) >= one.nfe for spent in done.trajectory.spent)
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("window", [None, 7])
+def test_what_remembers_is_run_so_too(name: str, window: int | None, problems: Problems) -> None:
+    solver, problem = SOLVERS[name], problems["vp"]
+    x, ts = starts(problem, 3), uneven(problem.path, 20)
+    noise = BrownianMotion(x, 2) if solver.stochastic else None
+    one = integrate(solver, problem, x, ts, noise=noise)
+    done = picard(solver, problem, x, ts, tol=1e-9, window=window, noise=noise)
+    assert float((done.trajectory.x - one.x).abs().max()) < 3e-8
+    assert done.sweeps <= 20
+    assert done.trajectory.spent is not None
+    assert int(done.trajectory.spent.min()) >= one.nfe
+
+
+def test_a_method_with_a_memory_needs_fewer_sweeps_than_steps(problems: Problems) -> None:
+    problem = problems["vp"]
+    x, ts = starts(problem, 4), logsnr(problem.path, 100)
+    done = picard(SOLVERS["dpmpp_2m"], problem, x, ts, tol=1e-4)
+    assert done.sweeps < 30
+    assert done.trajectory.nfe == done.sweeps
+    assert float((done.trajectory.x - integrate(SOLVERS["dpmpp_2m"], problem, x, ts).x).abs().max()) < 1e-3
 
 
 def test_as_many_sweeps_as_steps_are_exact_and_fewer_are_enough(problems: Problems) -> None:
@@ -71,8 +105,8 @@ def test_a_window_bounds_the_batch(problems: Problems) -> None:
 def test_who_cannot_be_run_so_is_told(problems: Problems) -> None:
     problem = problems["vp"]
     x, ts = starts(problem, 2), logsnr(problem.path, 5)
-    for name in ("dpmpp_2m", "dopri54", "ab_2"):
-        with pytest.raises(ValueError, match="one-step methods with fixed steps"):
+    for name in ("dopri54", "dopri5"):
+        with pytest.raises(ValueError, match="by methods with fixed steps, not by"):
             picard(SOLVERS[name], problem, x, ts)
     with pytest.raises(ValueError, match="draws noise"):
         picard(Ancestral(), problem, x, ts)
