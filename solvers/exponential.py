@@ -361,7 +361,7 @@ class ExponentialMultistep(Solver[Memory]):
         path, planned, target = problem.path, state.planned, 0.5 * problem.path.logsnr(s).item()
         seen = Seen(0.5 * number(path.logsnr(t)), getattr(problem.predict(x, t), self.form))
         nodes = (seen, *state.nodes)[: self.memory]
-        row = planned((target, *[lam if isinstance(lam, float) else lam.item() for lam, _ in nodes]))
+        row = planned((target, *[lam if isinstance(lam, (float, int)) else lam.item() for lam, _ in nodes]))
         if row is None:
             row = self.row(path, torch.stack([torch.as_tensor(lam, dtype=torch.float64) for lam, _ in nodes]), t, s)
         terms = zip(row, [x, *[part for _, part in nodes], *self.drawn(path, t, s, noise)], strict=True)

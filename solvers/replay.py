@@ -1,8 +1,9 @@
 """Playing a table: the arithmetic of a solver and nothing else.
 
 :func:`replay` walks the rows of a :class:`~solvers.tables.Table`. A row is one product and one fused multiply-add for
-each further term, into one of a few tensors that are laid out beforehand: no path, no schedule, no history to shift and
-no memory to ask for, so the host has almost nothing to do between two network calls.
+each further term, into one of a few tensors that are laid out beforehand, and onto the old state where nobody reads it
+again: no path, no schedule, no history to shift and no memory to ask for, so the host has almost nothing to do between
+two network calls.
 
 On a GPU even the launches can go: :func:`capture` records a whole sampling run, network and all, as one CUDA graph,
 with each row compiled into one kernel. (On a CPU a compiled row is no faster than its additions one after the other,
@@ -12,8 +13,10 @@ and a matrix product over a ring of states pays for the copies into the ring.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -24,7 +27,7 @@ from solvers.noise import Noise
 from solvers.problem import Predict
 from solvers.tables import EVALUATE, STATE, Table
 
-__all__ = ["Draws", "capture", "replay"]
+__all__ = ["Captured", "Draws", "capture", "replay"]
 
 Draws = Noise | Sequence[Tensor] | Tensor
 """Where a replay has its noises from: a Brownian motion, or the m noises themselves, each of the state's shape."""
@@ -64,64 +67,109 @@ def replay(
     return out
 
 
-def capture(
-    table: Table, predict: Predict, like: Tensor, *, compiled: bool = True
-) -> Callable[[Tensor, Draws | None], Tensor]:
+@dataclass(frozen=True, eq=False, repr=False)
+class Captured:
+    """A recorded sampling run: ``run(x, noise)``; ``noise`` is None for a table without draws.
+
+    It always computes on the same tensors, so inputs are copied in and the result is copied out.
+
+    Attributes:
+        table: what was recorded.
+        launch: does it again.
+        start: where the run reads its start.
+        noises: where it reads its noises, (m, B, *event).
+        out: where it writes its result.
+        kept: everything else that it reads (times, coefficients, the predictor): a graph holds addresses, not tensors.
+    """
+
+    table: Table
+    launch: Callable[[], None]
+    start: Tensor
+    noises: Tensor
+    out: Tensor
+    kept: tuple[Any, ...]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, noise: Draws | None = None) -> Tensor:
+        """Sample, without gradient and without a look at the result; as :func:`replay` otherwise.
+
+        Raises:
+            ValueError: a state or a noise that is not like that of the recording.
+        """
+        self._copy("state", x, self.start)
+        draw = _drawing(self.table, noise)
+        for k, place in enumerate(self.noises):
+            self._copy("noise", draw(k), place)
+        self.launch()
+        return self.out.clone()
+
+    def _copy(self, what: str, given: Tensor, place: Tensor) -> None:
+        if given.shape != place.shape or given.dtype != place.dtype:
+            asked, found = (f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in (place, given))
+            raise ValueError(f"{self.table.name} was captured with a {what} of {asked}, got {found}: capture it again")
+        place.copy_(given)
+
+
+def capture(table: Table, predict: Predict, like: Tensor, *, compiled: bool = True) -> Captured:
     """A whole sampling run as one CUDA graph: thousands of kernels, one launch.
 
     Args:
         table: the solver on its grid.
-        predict: as for :func:`replay`, but its t is on the device; everything it does must be capturable, so it copies
-            nothing to or from the host.
+        predict: as for :func:`replay`, but its t is on the device. It is run twice before the recording and must stay
+            on the device: no copies to or from the host, no look at a value, no generator but the device's default one.
         like: a state on a CUDA device: shape, dtype and device of those to come.
         compiled: compile the rows with ``torch.compile``, each into one kernel.
 
     Returns:
-        ``run(x, noise)``; ``noise`` is None for a table without draws. The numbers that ``predict`` reads (the weights)
-        are read when it runs, not when it was captured.
+        A :class:`Captured` run. The numbers that ``predict`` reads (the weights) are read when it runs, not when it was
+        captured.
 
     Raises:
-        ValueError: ``like`` is not on a CUDA device.
+        ValueError: ``like`` is not on a CUDA device, or another recording is under way.
+        RuntimeError: what ``predict`` does cannot be recorded.
     """
     if not like.is_cuda:
         raise ValueError(f"a CUDA graph is captured on a CUDA device, and the state is on {like.device}: use replay")
-    plan = _plan(table)
-    times = [step.time.to(like.device) for step in plan]
-    start, noises = torch.zeros_like(like), like.new_zeros((table.draws, *like.shape))
-    add = _compiled(plan, like) if compiled else _fresh
-    graph = torch.cuda.CUDAGraph()
+    if torch.cuda.is_current_stream_capturing():
+        raise ValueError("a CUDA graph is being captured already, and there is one at a time")
+    plan, graph = _plan(table), torch.cuda.CUDAGraph()
+    # All on the device of the state, and warmed up on the stream of the recording: libraries have a handle for each.
+    with torch.no_grad(), torch.cuda.device(like.device):
+        start, noises = torch.zeros_like(like), like.new_zeros((table.draws, *like.shape))
+        times = [step.time.to(like.device) for step in plan]
+        add = _compiled(plan, like) if compiled else _fresh
 
-    def once() -> Tensor:
-        return _play(plan, predict, start, lambda k: noises[k], add, times, None)
+        def once() -> Tensor:
+            return _play(plan, predict, start, lambda k: noises[k], add, times, None)
 
-    with torch.no_grad():
-        aside = torch.cuda.Stream(like.device)
-        aside.wait_stream(torch.cuda.current_stream(like.device))
-        with torch.cuda.stream(aside):  # lazy set-up (compilation, library handles) is not part of a graph
-            for _ in range(2):
+        before, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(before)
+        with torch.cuda.stream(aside):  # it is left even where the recording fails
+            for _ in range(2):  # lazy set-up (compilation, library handles) is not part of a graph
                 once()
-        torch.cuda.current_stream(like.device).wait_stream(aside)
-        with torch.cuda.graph(graph):
-            out = once()
-
-    def run(x: Tensor, noise: Draws | None = None) -> Tensor:
-        start.copy_(x)
-        draw = _drawing(table, noise)
-        for k, place in enumerate(noises):
-            place.copy_(draw(k))
-        graph.replay()
-        return out.clone()
-
-    return run
+            try:
+                with torch.cuda.graph(graph, stream=aside):
+                    out = once()
+            except RuntimeError as error:
+                # The end of a failed recording fails too; what came first is the reason.
+                first = error if error.__context__ is None else error.__context__
+                reason = str(first).partition("\n")[0]
+                raise RuntimeError(f"{table.name}: predict cannot be captured as a CUDA graph: {reason}") from error
+        before.wait_stream(aside)
+    return Captured(table, graph.replay, start, noises, out, (predict, add, times))
 
 
 # --- How it is done --------------------------------------------------------------------------------------------------
 
 
+_Terms = tuple[tuple[float, int], ...]
+"""Coefficients and columns."""
+
+
 class _Step(NamedTuple):
     """A row, ready to be played."""
 
-    terms: tuple[tuple[float, int], ...]  # coefficient and column; one of factor 1, which costs nothing, stands first
+    terms: _Terms  # in the order in which they are added up
     out: int
     answer: tuple[int, int] | None  # where the prediction goes, for a point that is evaluated
     node: int  # which step of the grid it ends, -1 for none
@@ -165,9 +213,12 @@ def _plan(table: Table) -> _Plan:
     plan.width, plan.output, plan.slots = table.width, table.output, 0
     free, held, drawn = list[int](), dict[int, int](), set[int]()
     for r, (kind, time) in enumerate(zip(table.kind.tolist(), torch.tensor(table.time[1:]).unbind(), strict=True)):
-        slot = -1
+        slot, dying = -1, [c for c in held if alive[c] <= r]
+        terms, reused = _onto(tuple(zip(factors[r], columns[r], strict=True)), owner, dying)
         if owner[1 + r] == 1 + r and alive[1 + r] < rows:
-            if not free:
+            if reused is not None:
+                free.append(held.pop(reused))
+            elif not free:
                 free.append(plan.slots)
                 plan.slots += 1
             held[1 + r] = slot = free.pop()
@@ -176,7 +227,7 @@ def _plan(table: Table) -> _Plan:
         drawn.update(new)
         plan.append(
             _Step(
-                terms=tuple(sorted(zip(factors[r], columns[r], strict=True), key=lambda term: term[0] != 1.0)),
+                terms=terms,
                 out=1 + r,
                 answer=answer,
                 node=nodes if kind == STATE else -1,
@@ -186,9 +237,24 @@ def _plan(table: Table) -> _Plan:
                 slot=slot,
             )
         )
-        free += [held.pop(c) for c in list(held) if alive[c] <= r]
+        free += [held.pop(c) for c in (*dying, 1 + r) if c in held and alive[c] <= r]
         asked, nodes = asked + (kind == EVALUATE), nodes + (kind == STATE)
     return plan
+
+
+def _onto(terms: _Terms, owner: list[int], dying: list[int]) -> tuple[_Terms, int | None]:
+    """A row's terms in the order in which they are added up, and the tensor among them that it is computed onto.
+
+    That is one which is read here for the last time, if it is read at once: what lies in the cache is written to in
+    half the time of what does not. A term of factor 1 stands first, as it costs nothing there.
+    """
+    owners = [owner[c] for _, c in terms]
+    for reused in (c for c in dying if owners.count(c) == 1):
+        ordered = tuple(sorted(terms, key=lambda term: (term[0] != 1.0, owner[term[1]] != reused)))
+        at_once = ordered[: 1 + (ordered[0][0] == 1.0)]
+        if reused in [owner[c] for _, c in at_once]:
+            return ordered, reused
+    return tuple(sorted(terms, key=lambda term: term[0] != 1.0)), None
 
 
 class _Add(Protocol):
@@ -281,21 +347,33 @@ class _Ring:
 
 def _compiled(plan: _Plan, like: Tensor) -> _Add:
     """Rows as one kernel each; the coefficients are data, so that rows of equal length share it."""
-    factors = {
-        step.out: torch.tensor([c for c, _ in step.terms], dtype=like.dtype, device=like.device) for step in plan
-    }
-    fused = cast("Callable[[Tensor, list[Tensor]], Tensor]", cast(Any, torch).compile(_weighted, dynamic=False))
+    exact = torch.promote_types(like.dtype, torch.float32)
+    factors = {step.out: torch.tensor([c for c, _ in step.terms], dtype=exact, device=like.device) for step in plan}
+    kernels = {length: _kernel() for length in {len(step.terms) for step in plan}}
 
     def add(step: _Step, values: list[Any]) -> Tensor:
         if len(step.terms) == 1 and step.terms[0][0] == 1.0:
             return values[step.terms[0][1]]
-        return fused(factors[step.out], [values[column] for _, column in step.terms])
+        inputs = [values[column] for _, column in step.terms]
+        return kernels[len(inputs)](factors[step.out], inputs)
 
     return add
 
 
+def _kernel() -> Callable[[Tensor, list[Tensor]], Tensor]:
+    """:func:`_weighted`, to be compiled for one length, one shape and one dtype.
+
+    Each is compiled from code of its own: the versions of one code are counted, and the ninth would not be compiled.
+    """
+    own = FunctionType(_weighted.__code__.replace(), globals())
+    return cast("Callable[[Tensor, list[Tensor]], Tensor]", cast(Any, torch).compile(own, dynamic=False))
+
+
 def _weighted(factors: Tensor, inputs: list[Tensor]) -> Tensor:
-    return sum((factors[i] * x for i, x in enumerate(inputs[1:], start=1)), factors[0] * inputs[0])
+    total = factors[0] * inputs[0].to(factors.dtype)
+    for i, x in enumerate(inputs[1:], start=1):
+        total = total + factors[i] * x.to(factors.dtype)
+    return total.to(inputs[0].dtype)
 
 
 def _drawing(table: Table, noise: Draws | None) -> Callable[[int], Tensor]:

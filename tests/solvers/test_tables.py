@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +36,8 @@ from solvers import (
 )
 from solvers.certify import gaussian, uneven, weak_order
 from solvers.grids import logsnr
+from solvers.problem import Predict
+from solvers.replay import Captured, _compiled, _plan, _play
 from solvers.tables import EVALUATE, KEEP, STATE
 
 FIXED = [name for name, solver in SOLVERS.items() if solver.nfe_per_step > 0]
@@ -115,6 +118,59 @@ def test_a_prediction_may_be_the_point_itself_or_a_view_of_it(name: str, vp: Gau
     torch.testing.assert_close(replay(trace(name, vp, ts), predict, x), expected, rtol=1e-11, atol=1e-11)
 
 
+def some_table(draw: np.random.Generator) -> Table:
+    """Rows of random lengths that read anything known, with many factors of one and rows that are other rows."""
+    rows, n, m = 12, 4, 2
+    kind = np.array([EVALUATE] * n + [STATE, KEEP] * ((rows - n) // 2))
+    draw.shuffle(kind)
+    columns, factors, first, asked = [], [], [0], 0
+    for r in range(rows):
+        answers = [1 + rows + j for j in range(asked)] + [1 + rows + n + j for j in range(asked)]
+        known = [*range(1 + r), *answers, *(1 + rows + 2 * n + k for k in range(m))]
+        recent = known[max(0, r - 3) : 1 + r] if draw.random() < 0.7 else known
+        length = 1 if draw.random() < 0.3 else int(draw.integers(1, 6))
+        some = draw.choice(recent, min(len(recent), length), replace=False)
+        columns += some.tolist()
+        factors += [1.0] if length == 1 else draw.choice([1.0, 1.0, -0.5, 0.3], len(some)).tolist()
+        first.append(len(columns))
+        asked += kind[r] == EVALUATE
+    times = np.linspace(0.9, 0.1, 1 + rows)
+    ones, intervals = np.ones(1 + rows), np.full((m, 2), np.nan)
+    arrays = (np.array(a) for a in (first, columns, factors))
+    return Table("random", kind, times, ones, ones, *arrays, intervals, int(draw.integers(rows - 3, rows + 1)))
+
+
+def walked(table: Table, predict: Predict, x: Tensor, noises: Tensor) -> Tensor:
+    """A replay that keeps everything and says what it does."""
+    rows, n = len(table.kind), table.nfe
+    values: dict[int, Tensor] = {0: x} | {1 + rows + 2 * n + k: z for k, z in enumerate(noises)}
+    asked = 0
+    for r, kind in enumerate(table.kind):
+        span = slice(table.first[r], table.first[r + 1])
+        parts = zip(table.coefficients[span].tolist(), table.columns[span].tolist(), strict=True)
+        values[1 + r] = torch.stack([a * values[c] for a, c in parts]).sum(0)
+        if kind == EVALUATE:
+            answer = predict(values[1 + r], torch.tensor(table.time[1 + r]))
+            values[1 + rows + asked], values[1 + rows + n + asked] = answer
+            asked += 1
+    return values[table.output]
+
+
+def test_any_table_can_be_replayed() -> None:
+    """Memory is used again as soon as nobody reads it, and by whoever reads it last: in every order, of every row."""
+    x, *noises = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    answers: dict[str, Predict] = {
+        "new": lambda z, t: Prediction((t * z).tanh(), z.sin()),
+        "views": lambda z, t: Prediction(z, z.flip(0)[1:2].expand_as(z)),
+    }
+    for seed in range(300):
+        table = some_table(np.random.default_rng(seed))
+        for name, predict in answers.items():
+            expected = walked(table, predict, x, torch.stack(noises))
+            found = replay(table, predict, x.clone(), noise=noises)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_the_start_is_not_written_to(vp: GaussianPath) -> None:
     x = torch.ones(2, 3)
     replay(trace("dpmpp_2m", vp, logsnr(vp, 5)), gaussian(vp).predict, x)
@@ -174,8 +230,67 @@ def test_a_finite_result_whose_sum_overflows_is_fine(vp: GaussianPath) -> None:
     assert bool(replay(trace("ddim", vp, logsnr(vp, 2)), huge, torch.zeros(2, 3)).isfinite().all())
 
 
+# --- As one recording -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_in_one_kernel_are_the_rows(dtype: torch.dtype, vp: GaussianPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In low precision they are added up in single precision, and every length has code of its own."""
+    codes, real = list[object](), torch.compile
+
+    def compile(function: Callable[..., Tensor], *, dynamic: bool) -> Callable[..., Tensor]:
+        codes.append(function.__code__)
+        return real(function, dynamic=dynamic, backend="eager")  # read as for a compiler, which takes seconds
+
+    monkeypatch.setattr(torch, "compile", compile)
+    table, x = trace("exp_adams_4", vp, logsnr(vp, 8)), prior(vp, (2, 3), seed=0, dtype=torch.float64)
+    plan, predict = _plan(table), gaussian(vp).predict
+    kernels = _compiled(plan, x.to(dtype))
+    assert len({id(code) for code in codes}) == len({len(step.terms) for step in plan}) == 5
+    found = _play(plan, predict, x.to(dtype), lambda k: x, kernels, [step.time for step in plan], None)
+    assert found.dtype == dtype
+    rounding = 1e-12 if dtype == torch.float64 else 0.03
+    torch.testing.assert_close(found.double(), replay(table, predict, x), rtol=rounding, atol=rounding)
+
+
+def recorded(table: Table, predict: Predict, like: Tensor) -> Captured:
+    """A recording without a CUDA graph: it is played again, from and into the same tensors."""
+    start, noises, out = torch.zeros_like(like), like.new_zeros((table.draws, *like.shape)), torch.empty_like(like)
+
+    def again() -> None:
+        out.copy_(replay(table, predict, start, noise=noises))
+
+    return Captured(table, again, start, noises, out, (predict,))
+
+
+def test_a_recording_is_given_inputs_and_asked_for_the_result(vp: GaussianPath) -> None:
+    predict, table = gaussian(vp).predict, trace("ancestral", vp, logsnr(vp, 4))
+    x, other = (prior(vp, (2, 3), seed=seed) for seed in (0, 1))
+    run = recorded(table, predict, x)
+    one = run(x, BrownianMotion(x, 5))
+    kept = one.clone()
+    two = run(other, BrownianMotion(other, 6))
+    assert torch.equal(one, kept)  # it is nobody else's
+    assert torch.equal(one, replay(table, predict, x, noise=BrownianMotion(x, 5)))
+    assert torch.equal(two, replay(table, predict, other, noise=BrownianMotion(other, 6)))
+    assert not run(x.requires_grad_(), BrownianMotion(other, 5)).requires_grad
+    assert not run.start.requires_grad
+
+
+def test_a_recording_refuses_what_is_not_like_it(vp: GaussianPath) -> None:
+    table, x = trace("ancestral", vp, logsnr(vp, 4)), torch.zeros(2, 3)
+    run, noises = recorded(table, gaussian(vp).predict, x), torch.zeros(4, 2, 3)
+    for wrong in (torch.zeros(1, 3), torch.zeros(2, 3).double()):  # copied, it would be spread, or rounded
+        with pytest.raises(ValueError, match=r"captured with a state of torch.float32 of shape \(2, 3\), got"):
+            run(wrong, noises)
+    with pytest.raises(ValueError, match=r"captured with a noise of .* got torch.float32 of shape \(3,\)"):
+        run(x, torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="draws noise"):
+        run(x)
+
+
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "edm_heun", "ancestral"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "edm_heun", "ancestral", "exp_adams_4"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_captured_run_is_the_replay(name: str, compiled: bool, vp: GaussianPath) -> None:
     ts, problem = logsnr(vp, 6), gaussian(vp)
@@ -186,6 +301,41 @@ def test_a_captured_run_is_the_replay(name: str, compiled: bool, vp: GaussianPat
         noise = BrownianMotion(x, seed) if table.draws else None
         expected = replay(table, problem.predict, x, noise=BrownianMotion(x, seed) if table.draws else None)
         torch.testing.assert_close(run(x, noise), expected, rtol=1e-4, atol=1e-4)
+        # What it reads (times, coefficients) must not have been given away.
+        full = [torch.full((), torch.nan, dtype=dtype, device="cuda") for dtype in [torch.float64] * 64]
+        full += [torch.full((k,), torch.nan, device="cuda") for k in range(1, 33)]
+        torch.testing.assert_close(run(x, noise), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+def test_what_cannot_be_captured_is_said_and_leaves_nothing_behind(vp: GaussianPath) -> None:
+    table, x = trace("ddim", vp, logsnr(vp, 3)), prior(vp, (2, 3), seed=0, device="cuda")
+    exact, stream = gaussian(vp).predict, torch.cuda.current_stream()
+
+    def looks(x: Tensor, t: Tensor) -> Prediction:
+        return exact(x, torch.tensor(t.item(), device="cuda", dtype=torch.float64))
+
+    with pytest.raises(RuntimeError, match=r"^DDIM.*cannot be captured as a CUDA graph: ") as caught:
+        capture(table, looks, x, compiled=False)
+    assert "\n" not in str(caught.value)
+    assert torch.cuda.current_stream() == stream
+    run = capture(table, exact, x, compiled=False)
+    torch.testing.assert_close(run(x), replay(table, exact, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+def test_a_captured_run_reads_the_weights_as_they_are(vp: GaussianPath) -> None:
+    table, x = trace("dpmpp_2m", vp, logsnr(vp, 4)), prior(vp, (2, 3), seed=0, device="cuda")
+    weight = torch.tensor(0.3, device="cuda")
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        return Prediction(weight * x, x)
+
+    run = capture(table, predict, x, compiled=False)
+    before = run(x)
+    weight.fill_(0.6)
+    torch.testing.assert_close(run(x), replay(table, predict, x))
+    assert not torch.equal(run(x), before)
 
 
 # --- What has no table ------------------------------------------------------------------------------------------------
