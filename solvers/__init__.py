@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from solvers.adaptive import BogackiShampine32, DormandPrince54, DPMSolver12, DPMSolver23
+from solvers.adaptive import BogackiShampine32, DormandPrince54
+from solvers.adaptive_dpm import DPMSolver12, DPMSolver23
 from solvers.adaptive_sde import AdaptiveHeun, GottaGoFast
 from solvers.analytic import AnalyticDPM, GaussianMSE, LearnedVariance, MeasuredMSE
 from solvers.ancestral import DDIM, Ancestral, DPM2Ancestral, DPMPP2SAncestral, EulerAncestral, ReverseDiffusion
