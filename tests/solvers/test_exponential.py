@@ -638,6 +638,15 @@ def test_dense_output_says_for_whom_it_is_not(problems: Problems) -> None:
     x, ts = starts(problem, 2), logsnr(problem.path, 5)
     with pytest.raises(ValueError, match="evaluates once per step"):
         dense(Heun(), problem, x, ts)
+
+    class Late(DDIM):
+        """One evaluation, at the end of the step: a shorter step would have made it elsewhere."""
+
+        def step(self, problem: Any, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Any) -> tuple[Tensor, None]:
+            return super().step(problem, x, s, s, state, noise)
+
+    with pytest.raises(ValueError, match=r"looks at 1 places .* at its start"):
+        dense(Late(), problem, x, ts)
     with pytest.raises(ValueError, match="draws noise"):
         dense("ancestral", problem, x, ts)
     with pytest.raises(ValueError, match="covers t from"):

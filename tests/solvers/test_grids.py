@@ -95,6 +95,12 @@ def test_a_list_of_levels_is_carried_over(path) -> None:
     torch.testing.assert_close(grid(path, 10), ts, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(path.logsnr(grid(path, 20))[::2], path.logsnr(ts), rtol=1e-9, atol=1e-9)
     check_grid(grid(path, 7), path.t_min, path.t_max)
+    few = (-path.logsnr(through([9.0, 4.0, 1.0])(path, 4)) / 2).exp()  # the ends are the path's
+    first, last = float((-path.logsnr(ts[0]) / 2).exp()), float((-path.logsnr(ts[-1]) / 2).exp())
+    assert few.tolist() == pytest.approx([first, 6.0, 4.0, 2.0, last])
+    assert float((-path.logsnr(through([9.0, 4.0, 1.0])(path, 3)[1]) / 2).exp()) == pytest.approx(
+        9 ** (1 / 3) * 4 ** (2 / 3)
+    )
     for bad in ([1.0], [1.0, 1.0], [1.0, 2.0], [1.0, 0.0]):
         with pytest.raises(ValueError, match="strictly falling"):
             through(bad)
@@ -142,6 +148,8 @@ def test_powers_are_positive(vp) -> None:
         ([1.0, 0.2, 0.3, 0.0], "node 1 at t = 0.2 is followed by t = 0.3"),
         ([0.0, 0.3, 0.2, 1.0], "node 1 at t = 0.3 is followed by t = 0.2"),
         ([1.1, 0.0], r"\[0, 1\], got \[0, 1.1\]"),
+        ([1.0 + 1e-9, 0.0], r"range"),
+        ([1.0, -1e-9], r"range"),
         ([1.0, -0.1], r"range"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers import DDIM, SOLVERS, Ancestral, BrownianMotion, DiffusionProblem, Heun, Prediction, integrate, picard
-from solvers.certify import starts, uneven
+from solvers.certify import gaussian, starts, uneven
 from solvers.grids import logsnr
 from solvers.runge_kutta import RK4, Euler
 
@@ -86,6 +87,42 @@ def test_as_many_sweeps_as_steps_are_exact_and_fewer_are_enough(problems: Proble
     exact = picard(DDIM(), problem, x, ts, tol=1e-300)
     assert exact.sweeps <= 100
     assert float((exact.trajectory.x - one).abs().max()) < 1e-12
+
+
+def test_the_window_moves_over_what_has_settled_only(problems: Problems) -> None:
+    """The state that begins the next window changed by no more than the tolerance, or is the next one."""
+    problem, sweeps = problems["vp"], list[dict[float, Tensor]]()
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        sweeps.append({float(t[0]): part for t, part in zip(t.reshape(-1, 2), x.reshape(-1, 2, 2), strict=True)})
+        return problem.predict(x, t)
+
+    x, ts = starts(problem, 2), logsnr(problem.path, 40)
+    for tol in (1e-2, 1e-5):
+        sweeps.clear()
+        picard(DDIM(), DiffusionProblem(problem.path, predict), x, ts, tol=tol)
+        assert len(sweeps) > 5
+        for before, after in pairwise(sweeps):
+            (_, second, *_), first = before, next(iter(after))
+            t = torch.tensor(first, dtype=torch.float64)
+            scale = (problem.path.alpha(t) ** 2 + problem.path.sigma(t) ** 2).sqrt()
+            moved = (after[first] - before[first]).square().mean(1).sqrt().max() / scale
+            assert first == second or moved <= tol
+
+
+def test_the_worst_sample_decides(vp: Any) -> None:
+    problem, x = gaussian(vp, 0.0, 0.5), torch.zeros(200, 1, dtype=torch.float64)
+    x[7], ts = 3.0, logsnr(vp, 40)
+    done = picard(DDIM(), problem, x, ts, tol=1e-2)
+    assert float((done.trajectory.x - integrate(DDIM(), problem, x, ts).x).abs().max()) < 2e-3
+
+
+def test_a_narrow_window_is_not_behind(problems: Problems) -> None:
+    """What enters the window begins where the window is, and not at the start."""
+    problem = problems["vp"]
+    x, ts = starts(problem, 3), logsnr(problem.path, 40)
+    whole, part = (picard(DDIM(), problem, x, ts, tol=1e-3, window=window).sweeps for window in (None, 8))
+    assert part <= whole + 3
 
 
 def test_a_window_bounds_the_batch(problems: Problems) -> None:
