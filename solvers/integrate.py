@@ -59,6 +59,10 @@ class Solver(ABC, Generic[S]):
     reference: str = ""
     grid: str = "logsnr"
 
+    def __repr__(self) -> str:
+        """As of a dataclass, for those that are none."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
     def declare(self, **facts: Any) -> None:
         """State order, nfe_per_step, stochastic, reference or grid where they follow from the settings.
 

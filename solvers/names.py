@@ -79,10 +79,18 @@ def _made(solver: str, place: str) -> Solver[Any]:
     made = load(place, "solver", what=_only)
     try:
         made = made() if isinstance(made, type) else made
-    except Exception as error:  # whatever somebody else's code may raise
-        raise _failed(solver, "solver", error) from error
+    except (Exception, SystemExit) as error:  # whatever somebody else's code may raise
+        failed = _failed(solver, "solver", error)
+        if isinstance(error, TypeError) and "required" in str(error):
+            failed = ValueError(f"{failed}; give it a default, or name an object in place of the class")
+        raise failed from error
     if not isinstance(made, Solver):
-        raise ValueError(f"{solver!r} is a {type(made).__name__}, not a solvers.Solver")
+        raise ValueError(f"{solver!r} is of type {type(made).__name__}, not a solvers.Solver")
+    for name in ("order", "nfe_per_step"):
+        declared: Any = getattr(cast("Solver[Any]", made), name, None)
+        if not isinstance(declared, int) or declared < 0:
+            said = "nothing" if declared is None else repr(declared)
+            raise ValueError(f"{solver!r} declares {said} as its {name}: a whole number, 0 or more, is expected")
     return cast("Solver[Any]", made)
 
 
@@ -97,25 +105,29 @@ def load(name: str, kind: str, *, what: Callable[[ModuleType], str] | None = Non
     Raises:
         ValueError: it cannot be loaded, whatever the reason; one line.
     """
-    where, _, thing = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    where, colon, thing = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     try:
+        if not where or (colon and not thing):
+            raise ValueError("expected package.module:name or file.py:name")
         module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         thing = thing or (what(module) if what else "")
         if not hasattr(module, thing):
             own = [made for made in vars(module) if not made.startswith("_")]
             raise ValueError(f"there is no {thing} in {where}; {_near(thing, own)}")
         return getattr(module, thing)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(name, kind, error) from error
 
 
-def _failed(name: str, kind: str, error: Exception) -> ValueError:
+def _failed(name: str, kind: str, error: BaseException) -> ValueError:
     said = "" if isinstance(error, (ImportError, OSError, ValueError)) else f"{type(error).__name__}: "
     return ValueError(f"cannot load the {kind} {name!r}: {said}{' '.join(str(error).split())}")
 
 
 def _file(path: Path) -> ModuleType:
     """The module in a file; the same one as long as the file does not change."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     path = path.resolve()
     name = f"_loaded_from_{path.stem}_{abs(hash((path, path.stat().st_mtime_ns)))}"
     if name not in sys.modules:
@@ -136,7 +148,11 @@ def _only(module: ModuleType) -> str:
     """The name of the one solver class that a module defines."""
     own = [name for name, made in vars(module).items() if _defined(made, module)]
     if len(own) != 1:
-        names = f"the solvers {', '.join(own)}: say which one, as in {module.__file__}:{own[0]}" if own else "no solver"
+        names = (
+            f"the solvers {', '.join(own)}: say which one, as in {module.__file__}:{own[0]}"
+            if own
+            else "no solver, a subclass of solvers.Solver"
+        )
         raise ValueError(f"the file defines {names}")
     return own[0]
 

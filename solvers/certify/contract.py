@@ -6,9 +6,13 @@ alone and in company, two solves taken in turns, a step that goes nowhere, a sta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
+from os.path import basename, dirname
+from sysconfig import get_path
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -57,8 +61,15 @@ def checked(what: str, look: Look) -> Check:
 
 
 def said(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """An error in one line, and in which line of the solver's file it happened."""
+    frames = [f for f in extract_tb(error.__traceback__) if not f.filename.startswith(OTHERS)]
+    where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    text = re.sub(r"[\w.]+\.<locals>\.", "", " ".join(str(error).split()))  # where we define a function is our affair
+    return f"{type(error).__name__}: {text}{where}"
+
+
+OTHERS = (dirname(dirname(__file__)), *map(get_path, ("stdlib", "purelib", "platlib")), "<")
+"""Where code lies that the author of a solver did not write: ours, Python's, that of libraries."""
 
 
 def contract(solver: Solver[Any], path: Path, *, steps: int = 10, event: Sequence[int] = (2, 4, 4)) -> Iterator[Check]:

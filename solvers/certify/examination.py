@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -55,6 +55,13 @@ class Cell(NamedTuple):
 
 
 DIVERGED = Measured((1, 2), (1.0, 1e300))
+
+
+def _kind(thing: Any) -> str:
+    """What it is, in a few words."""
+    if isinstance(thing, tuple):
+        return f"{len(cast('tuple[Any, ...]', thing))} things"
+    return "nothing" if thing is None else type(thing).__name__
 
 
 @dataclass
@@ -116,8 +123,14 @@ class Examination:
 
     def _runs(self) -> tuple[bool, str]:
         problem = gaussian(self.path)
-        x = starts(problem, 2, (2,))
-        done = integrate(self.solver, problem, x, logsnr(problem.path, 3), noise=BrownianMotion(x, 0))
+        x, ts = starts(problem, 2, (2,)), logsnr(problem.path, 3)
+        state = self.solver.init(problem, x, ts)
+        out: Any = self.solver.step(problem.at(ts.unbind()), x, ts[0], ts[1], state, BrownianMotion(x, 0))
+        if not isinstance(out, tuple) or len(cast("tuple[Any, ...]", out)) != 2:
+            return False, f"a step returns a pair, the state at s and what to remember; got {_kind(out)}"
+        if not isinstance(out[0], Tensor):
+            return False, f"the first of the pair that a step returns is the state, a tensor; got {_kind(out[0])}"
+        done = integrate(self.solver, problem, x, ts, noise=BrownianMotion(x, 0))
         return True, f"{done.nfe} calls in 3 steps"
 
     # --- On every path and grid --------------------------------------------------------------------------------------

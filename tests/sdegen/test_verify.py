@@ -132,3 +132,87 @@ def test_a_narrow_terminal_has_what_was_seen_below(
     monkeypatch.setenv("NO_COLOR", "1")
     _Page().line(Check("order 2, vp, uniform", False, "short"), more=False)
     assert capsys.readouterr().out.endswith("  FAIL  order 2, vp, uniform                         short\n")
+
+
+# --- Files that are wrong ---------------------------------------------------------------------------------------------
+
+HEAD = "from dataclasses import dataclass\nfrom solvers import Solver, mix\n"
+RIGHT = MINE.partition("@dataclass")[1] + MINE.partition("@dataclass")[2].partition("LESS")[0]
+
+
+def written(folder: Path, *changes: tuple[str, str], head: str = HEAD) -> str:
+    """The solver of :data:`MINE` in a file, with some of its text changed."""
+    text = RIGHT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "mine.py").write_text(head + text)
+    return str(folder / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((", state\n", "\n"), "a step returns a pair, the state at s and what to remember; got Tensor"),
+        (("return mix", "_ = mix"), "a step returns a pair, the state at s and what to remember; got nothing"),
+        ((", state\n", ", state, 1\n"), "the state at s and what to remember; got 3 things"),
+        (("return mix", "return [x], state\n        return mix"), "is the state, a tensor; got list"),
+        (("predict(x, t)", "predikt(x, t)"), "object has no attribute 'predikt' (mine.py, line 1"),
+        (("predict(x, t)", "predict(x)"), "TypeError: predict() missing 1 required positional argument: 't' (mine.py"),
+        (("x, t, s, state, noise", "x, t"), "TypeError: Mine.step() takes 4 positional arguments but 7 were given"),
+        (("self.share *", "float('nan') *"), "FloatingPointError: Mine(share=1.0): the state after step 1"),
+        (("return mix", "x0 = x0[:1]\n        return mix"), "(mine.py, line 1"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_is_a_line_of_the_certificate(
+    change: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", written(tmp_path, change), *QUICK]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    (line,) = (line for line in out.splitlines() if "FAIL" in line)
+    assert said in line
+    assert "<locals>" not in out
+    assert "_loaded" not in out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("    order = 1\n", ""), "declares nothing as its order: a whole number, 0 or more, is expected"),
+        (("    nfe_per_step = 1\n", ""), "declares nothing as its nfe_per_step"),
+        (("order = 1", "order = 'one'"), "declares 'one' as its order"),
+        (("share: float = 1.0", "share: float"), "argument: 'share'; give it a default, or name an object in place of"),
+        (("def step", "def stride"), "Can't instantiate abstract class Mine"),
+        (("(Solver[None])", ""), "the file defines no solver, a subclass of solvers.Solver"),
+        (("order = 1", "order = = 1"), "SyntaxError: invalid syntax (mine.py, line"),
+        (("@dataclass", "import sys\nsys.exit(3)\n@dataclass"), "SystemExit: 3"),
+        (("@dataclass", "raise RuntimeError('no licence')\n@dataclass"), "RuntimeError: no licence"),
+        (("@dataclass", "import no_such_package\n@dataclass"), "No module named 'no_such_package'"),
+    ],
+)
+def test_a_file_that_leads_to_no_solver_is_one_line(
+    change: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", written(tmp_path, change), *QUICK]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert said in err
+    assert "_loaded" not in err
+
+
+def test_a_solver_that_is_no_dataclass_is_called_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And always the same: a sweep knows its cells by it."""
+    plain = (("@dataclass(frozen=True)\n", ""), ("    share: float = 1.0\n", "    share = 1.0\n"))
+    name = written(tmp_path, *plain)
+    assert main(["verify", name, *QUICK]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "Mine(), order 1"
+
+
+@pytest.mark.parametrize("name", ["solvers:", ":Mine", "heun:"])
+def test_half_a_name_is_told_the_whole_form(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", name]) == 2
+    assert "expected package.module:name or file.py:name" in capsys.readouterr().err
