@@ -401,7 +401,9 @@ def test_a_broken_promise_is_named(
 
 def test_what_does_not_run_says_why(problems: Problems) -> None:
     (line,) = certify(Raising(), problems).checks
-    assert str(line).startswith("FAIL  it runs                                      KeyError: 'sigmas' (test_broken.py, ")
+    assert str(line).startswith(
+        "FAIL  it runs                                      KeyError: 'sigmas' (test_broken.py, "
+    )
 
 
 # --- Claims -----------------------------------------------------------------------------------------------------------
