@@ -270,7 +270,8 @@ plots.lines(
 # least.
 
 # %%
-best = optimize_grid(problem, "dpmpp_2m", 10, x=prior(path, (64, 2), seed=1, **f64), iterations=4 if FAST else 15)
+others = prior(path, (64, 2), seed=1, **f64)
+best = optimize_grid(problem, "dpmpp_2m", 10, x=others, measure="rms", iterations=4 if FAST else 15)
 grids = {name: GRIDS[name] for name in ("uniform", "logsnr", "karras", "vp_quadratic", "sqrt_flow")} | {
     "optimised": best
 }

@@ -1,38 +1,36 @@
 """The grid for this problem, this solver and this budget, found by measuring.
 
-Where the nodes of n steps lie is n - 1 numbers, and how well they lie is one: the distance of the states at the end
-from those of the problem's own fine solution, from the same noises. A least-squares problem, and a small one,
+Where the nodes of n steps lie is n - 1 numbers, and how well they lie is one: how far the states at the end are from
+those of the problem's own fine solution, from the same noises. With d_b the root mean square distance of sample b over
+its coordinates,
 
-    minimise |e(theta)|^2,    e = x_N(theta) - x*,    lam_(i+1) - lam_i = (lam_N - lam_0) softmax(theta)_i,
+    minimise mean_b d_b(theta)^p,    d_b^2 = mean |x_N(theta) - x*|^2,    lam_(i+1) - lam_i ~ softmax(theta)_i.
 
-so the method for it is that of Levenberg and Marquardt: with the Jacobian J of e, step by
-
-    (J'J + mu diag J'J) delta = -J'e,
-
-keep what improves and shrink mu, otherwise grow it. J comes from differences, n solves at n budgets: nothing has to be
-differentiable, the predictor may be any black box, no activations are kept, and ten iterations are enough, where a
-descent along gradients takes hundreds.
+p = 1 is the mean distance, what the theory of pathwise (strong) convergence bounds, and p = 2 the root mean square. The
+two part where the data have modes: a few noises start near the border between two of them, and at few calls they end in
+the other one, which is a distance of order one whatever the others do. In the root mean square these few are all there
+is, and which of them switch is all that a fit learns; in the mean they count for what they are. How the minimum is
+found is told in :mod:`solvers.grid_search`.
 
 Three sets of noises keep it honest. The grid is fitted to the first half of ``x``; of everything seen on the way, and
 of all the presets, the best on the next quarter is returned, so it is never worse than a preset *there*; what is
 reported was measured on the last quarter, which had no say in anything, and the gain is over the preset that is best on
-*it*.
+*it*, with the interval that the choice of these noises leaves open.
 
-Reference: Levenberg 1944; Marquardt 1963, doi:10.1137/0111030. Grids against a fine solution: Sabour et al. 2024,
-arXiv:2404.14507; Xue et al. 2024, arXiv:2402.17376; Watson et al. 2021, arXiv:2106.03802.
+Reference: Sabour et al. 2024, arXiv:2404.14507; Xue et al. 2024, arXiv:2402.17376; Watson et al. 2021,
+arXiv:2106.03802 (grids against a fine solution, by gradients and by dynamic programming).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from solvers.grid_search import Part, Search
 from solvers.grids import GRIDS, Grid, through
 from solvers.integrate import Solver, integrate
 from solvers.names import find, resolve
@@ -40,13 +38,55 @@ from solvers.noise import BrownianMotion
 from solvers.problem import DiffusionProblem, Path
 from solvers.solve import steps_within
 
-__all__ = ["PRESETS", "OptimizedGrid", "optimize_grid"]
+__all__ = ["MEASURES", "PRESETS", "OptimizedGrid", "distances", "gain_interval", "optimize_grid"]
 
 PRESETS = ("uniform", "quadratic", "logsnr", "karras", "flow", "sqrt_flow", "vp_quadratic", "beta")
 """Names in ``GRIDS`` that an optimised grid has to beat."""
 
-DIFFERENCE = 1e-3  # of theta, that is in the logarithm of a step: small against 1, large against rounding in float32
-FARTHEST = 1.0  # that a step of theta may go: a factor of e in the length of one step
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda d: d.mean(-1),
+    "rms": lambda d: d.square().mean(-1).sqrt(),
+    "median": lambda d: d.median(-1).values,
+}
+"""What one number is made of the samples' distances (..., B)."""
+
+POWERS = {"mean": 1.0, "rms": 2.0}  # those that a grid can be fitted to
+FEW = 6  # steps, up to which the search goes on without derivatives
+SCANNED = 32  # noises at least that the scan and the first descent see, or one in eight
+
+
+def distances(x: Tensor, target: Tensor) -> Tensor:
+    """Root mean square over the coordinates of each sample, (B,) float64 on the CPU."""
+    return (x - target).double().flatten(1).square().mean(1).sqrt().cpu()
+
+
+def gain_interval(
+    ours: Tensor, theirs: Tensor, measure: str = "mean", *, level: float = 0.9, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the ratio of two errors over what other noises might have been (bootstrap, both on the same noises).
+
+    It knows of rare samples that end in another mode only if there are some among these: of 1000 noises, not of 20.
+
+    Args:
+        ours: distances, (B,).
+        theirs: distances from the same noises, (B,).
+        measure: "mean", "rms" or "median".
+        level: share of the draws that the interval holds.
+        draws: of B samples with repetition.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end of the ratio theirs over ours.
+
+    Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3 (percentiles).
+    """
+    generator, value = torch.Generator().manual_seed(seed), find(measure, MEASURES, "measure")
+    ratios: list[Tensor] = []
+    for _ in range(draws):
+        rows = torch.randint(len(ours), (len(ours),), generator=generator)
+        ratios.append(value(theirs[rows]) / value(ours[rows]))
+    low, high = torch.stack(ratios).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -60,24 +100,24 @@ class OptimizedGrid:
         ts: the nodes, float64 (N + 1,).
         levels: their noise levels sigma / alpha, (N + 1,).
         solver: for which it was found.
-        origin: name of the preset it was fitted from; ``fitted`` is False where the preset itself was best.
+        measure: of the error that was fitted, "mean" or "rms".
+        origin: name of the preset it was fitted from, or "mixture" for one of several; ``fitted`` is False where the
+            preset itself was best.
         fitted: whether anything better than the presets was found.
-        error: held-out root mean square distance from the fine solution, in units of the state.
-        median: median over held-out samples of each sample's root mean square distance.
-        presets: held-out root mean square distance of every preset.
-        preset_medians: the same of medians.
+        distances: held-out root mean square distance of each sample from the fine solution, (B,), in units of the
+            state.
+        preset_distances: the same on every preset.
         solves: how many times a batch was solved.
     """
 
     ts: Tensor
     levels: Tensor
     solver: Solver[Any]
+    measure: str
     origin: str
     fitted: bool
-    error: float
-    median: float
-    presets: Mapping[str, float]
-    preset_medians: Mapping[str, float]
+    distances: Tensor
+    preset_distances: Mapping[str, Tensor]
     solves: int
 
     @property
@@ -85,124 +125,43 @@ class OptimizedGrid:
         return len(self.ts) - 1
 
     @property
-    def gain(self) -> float:
-        """Error of the preset that is best on the held-out noises over ours; above 1 is better."""
-        return min(self.presets.values()) / self.error
+    def error(self) -> float:
+        """Held-out error in the measure that was fitted."""
+        return float(MEASURES[self.measure](self.distances))
 
     @property
-    def median_gain(self) -> float:
-        """The gain in medians, which the few samples that end in another mode do not rule."""
-        return min(self.preset_medians.values()) / self.median
+    def presets(self) -> dict[str, float]:
+        """Held-out error of every preset in the measure that was fitted."""
+        return {name: float(MEASURES[self.measure](d)) for name, d in self.preset_distances.items()}
+
+    @property
+    def gain(self) -> float:
+        """Error of the preset that is best on the held-out noises over ours; above 1 is better."""
+        return self.gain_in(self.measure)
+
+    def gain_in(self, measure: str) -> float:
+        """The gain in another measure, over the preset that is best in that one: "mean", "rms" or "median"."""
+        value = find(measure, MEASURES, "measure")
+        return float(min(value(d) for d in self.preset_distances.values()) / value(self.distances))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """90 % of what the gain would be on other held-out noises; see :func:`gain_interval`."""
+        best = min(self.presets, key=self.presets.__getitem__)
+        return gain_interval(self.distances, self.preset_distances[best], self.measure)
 
     def __call__(self, path: Path, n: int) -> Tensor:
         return through(self.levels)(path, n)
 
     def __str__(self) -> str:
         best = min(self.presets, key=self.presets.__getitem__)
+        low, high = self.interval
+        others = ", ".join(f"{name} {self.gain_in(name):.2f}" for name in MEASURES if name != self.measure)
         return (
-            f"{self.solver}, {self.steps} steps: held-out error {self.error:.3g} against {self.presets[best]:.3g} of "
-            f"{best}, gain {self.gain:.2f} (in medians {self.median_gain:.2f}), fitted from {self.origin}"
+            f"{self.solver}, {self.steps} steps: held-out {self.measure} error {self.error:.3g} against "
+            f"{self.presets[best]:.3g} of {best}, gain {self.gain:.2f} ({low:.2f} to {high:.2f}; {others}), "
+            f"fitted from {self.origin}"
         )
-
-
-class _Part(NamedTuple):
-    """Noises, where they lead, and the Brownian motion that goes with them."""
-
-    x: Tensor
-    target: Tensor
-    noise: BrownianMotion | None
-
-
-class _Bench:
-    """Solves on any grid and says how far off the end is."""
-
-    def __init__(self, problem: DiffusionProblem, solver: Solver[Any], steps: int) -> None:
-        self.problem, self.solver, self.steps, self.solves = problem, solver, steps, 0
-        path = problem.path
-        ends = path.logsnr(torch.tensor([path.t_max, path.t_min], dtype=torch.float64)) / 2
-        self.first, self.span = ends[0], ends[1] - ends[0]
-
-    def theta(self, ts: Tensor) -> Tensor:
-        """The logarithms of the shares of the steps."""
-        return (self.problem.path.logsnr(ts).diff() / (2 * self.span)).log()
-
-    def nodes(self, theta: Tensor) -> Tensor:
-        path = self.problem.path
-        inside = path.time(2 * (self.first + self.span * theta.softmax(0).cumsum(0)[:-1]))
-        ends = torch.tensor([path.t_max, path.t_min], dtype=torch.float64)
-        return torch.cat([ends[:1], inside, ends[1:]])
-
-    def residual(self, ts: Tensor, part: _Part) -> Tensor:
-        """x_N - x*, (B, D) float64; infinite where the grid is none or leads nowhere."""
-        self.solves += 1
-        try:
-            x = integrate(self.solver, self.problem, part.x, ts, noise=part.noise).x
-        except (ValueError, FloatingPointError):
-            return torch.full((len(part.x), 1), math.inf, dtype=torch.float64)
-        return (x - part.target).double().flatten(1).cpu()
-
-    def error(self, ts: Tensor, part: _Part) -> float:
-        return _rms(self.residual(ts, part))
-
-    def descend(
-        self, ts: Tensor, part: _Part, iterations: int, robust: bool, accepted: Callable[[Tensor], None]
-    ) -> None:
-        """Levenberg-Marquardt from one grid; every improvement is handed to ``accepted``.
-
-        Args:
-            ts: where to begin.
-            part: noises to fit to.
-            iterations: at most.
-            robust: count a sample's squared distance e^2 as m^2 log(1 + e^2 / m^2), with m their median at the start of
-                the iteration, so that the few samples that end in another mode do not decide where the nodes lie.
-            accepted: told every better grid.
-        """
-        theta, mu = self.theta(ts), 0.1
-        e = self.residual(ts, part)
-        for _ in range(iterations):
-            nudged = theta + DIFFERENCE * torch.eye(len(theta), dtype=torch.float64)
-            jacobian = torch.stack([(self.residual(self.nodes(one), part) - e) / DIFFERENCE for one in nudged], -1)
-            if not bool(jacobian.isfinite().all()):
-                return
-            middle = _each(e).median() if robust else torch.tensor(math.inf)
-            weights = (1 / (1 + _each(e) / middle))[:, None]
-            scaled = (weights.sqrt()[..., None] * jacobian).flatten(0, 1)
-            normal, slope = scaled.T @ scaled, scaled.T @ (weights.sqrt() * e).flatten()
-            before = _cost(e, middle)
-            while mu < 1e6:
-                # Shares do not change when all of theta moves, so J'J is singular: hence the second term of the ridge.
-                ridge = mu * (normal.diag() + 1e-3 * normal.diag().mean())
-                delta = cast("Any", torch.linalg).solve(normal + ridge.diag(), -slope)
-                delta = delta * min(1.0, FARTHEST / max(float(delta.abs().max()), 1e-300))
-                tried = self.residual(self.nodes(theta + delta), part)
-                if _cost(tried, middle) < before:
-                    break
-                mu *= 4
-            else:
-                return
-            theta, e, mu = theta + delta, tried, mu / 4
-            accepted(self.nodes(theta))
-            if _cost(e, middle) > (1 - 2e-3) * before:
-                return
-
-
-def _each(e: Tensor) -> Tensor:
-    """Mean square of each sample, (B,)."""
-    return e.square().mean(1)
-
-
-def _cost(e: Tensor, middle: Tensor) -> float:
-    """Mean over samples of m^2 log(1 + e^2 / m^2), which is that of e^2 for infinite m."""
-    each = _each(e)
-    return float((each if middle.isinf() else middle * (each / middle).log1p()).mean())
-
-
-def _rms(e: Tensor) -> float:
-    return float(e.square().mean().sqrt())
-
-
-def _median(e: Tensor) -> float:
-    return float(e.square().mean(1).sqrt().median())
 
 
 def optimize_grid(
@@ -214,36 +173,42 @@ def optimize_grid(
     seed: int = 0,
     target: Tensor | None = None,
     fine: int = 200,
+    measure: Literal["mean", "rms"] = "mean",
     presets: Sequence[str] | Mapping[str, Grid] = PRESETS,
+    candidates: int = 100,
     starts: int = 2,
     iterations: int = 15,
 ) -> OptimizedGrid:
     """Find the grid on which a solver is most accurate with a budget, and report the gain over the presets.
 
-    Costs up to ``2 * starts * iterations * (steps + 3)`` solves of half of ``x``.
+    Costs up to ``starts * iterations * (steps + 3)`` solves of half of ``x``, as many of an eighth of it, and the scan.
 
     Args:
         problem: what is solved; ``predict`` may be anything, no gradients are taken.
         solver: a name in ``SOLVERS`` or a :class:`Solver` with fixed steps.
         nfe: budget of calls of ``predict``.
         x: states at ``t_max``, (B, *event), such as those of :func:`solvers.prior`: half to fit, a quarter to choose, a
-            quarter to report. The more coordinates the state has, the fewer are needed.
-        seed: of the Brownian motion of a stochastic solver, whose error is then that on one path (its strong error).
+            quarter to report. The fewer the calls, the more are needed: at five of them, with several modes, 1000.
+        seed: of the random candidates, and of the Brownian motion of a stochastic solver, whose error is then that on
+            one path (its strong error).
         target: where ``x`` leads, (B, *event), if it is known; otherwise it is computed in ``fine`` steps, by the
             solver itself if it is stochastic and by exponential Adams of order 4 if not.
         fine: steps of that fine solution.
+        measure: what is made small, and reported: "mean" of the samples' distances, or their "rms".
         presets: grids to start from and to beat: names in ``GRIDS``, or functions by name.
-        starts: from how many of them, the best first, the search begins.
-        iterations: of each search, at most.
+        candidates: random grids that are scanned besides the presets.
+        starts: from how many of all these, the best first, the search begins.
+        iterations: of each descent, at most; 0 leaves the presets.
 
     Returns:
         An :class:`OptimizedGrid`.
 
     Raises:
-        ValueError: too few samples, too small a budget, a solver that controls its own steps.
+        ValueError: too few samples, too small a budget, a solver that controls its own steps, an unknown measure.
     """
     method = resolve(solver)
     steps = steps_within(method, nfe)
+    power = find(measure, POWERS, "measure to fit")
     if len(x) < 4:
         raise ValueError(f"to fit, to choose and to report take at least 4 samples, got {len(x)}")
     if target is not None and target.shape != x.shape:
@@ -252,43 +217,47 @@ def optimize_grid(
     if not makers:
         raise ValueError("give at least one preset, to start from")
     with torch.no_grad():
-        bench = _Bench(problem, method, steps)
-        cuts = [0, len(x) // 2, 3 * len(x) // 4, len(x)]
-        parts: list[_Part] = []
-        for a, b in pairwise(cuts):
-            noise = BrownianMotion(x[a:b], seed, samples=range(a, b)) if method.stochastic else None
-            end = _fine(problem, method, x[a:b], noise, fine) if target is None else target[a:b]
-            parts.append(_Part(x[a:b], end, noise))
-        fit, choose, report = parts
+        search = Search(problem, method, steps, power)
+        half, last = len(x) // 2, 3 * len(x) // 4
+        if target is None:
+            target = _fine(problem, method, x, _brownian(method, x, seed, 0, len(x)), fine)
+        few, fit, choose, report = (
+            Part(x[a:b], target[a:b], _brownian(method, x, seed, a, b))
+            for a, b in [(0, min(half, max(SCANNED, half // 8))), (0, half), (half, last), (last, len(x))]
+        )
 
         grids = {name: make(problem.path, steps) for name, make in makers.items()}
-        scores = {name: bench.error(ts, choose) for name, ts in grids.items()}
-        ranked = sorted(scores, key=scores.__getitem__)
-        best, origin, fitted = grids[ranked[0]], ranked[0], False
-        least = scores[ranked[0]]
-        for name in ranked[: starts if steps > 1 else 0]:
-            seen: list[Tensor] = []
-            for robust in (False, True):
-                bench.descend(grids[name], fit, iterations, robust, seen.append)
-            for ts in seen:
-                score = bench.error(ts, choose)
-                if score < least:
-                    best, origin, fitted, least = ts, name, True, score
+        found = list(grids.items())
+        if steps > 1 and iterations > 0:
+            for _, origin, ts in search.scan(grids, candidates, few, seed)[:starts]:
+                seen: list[Tensor] = []
+                ts = search.descend(ts, few, iterations, seen.append)
+                ts = search.descend(ts, fit, iterations, seen.append)
+                if steps <= FEW:
+                    seen.append(search.simplex(ts, fit))
+                found += [(origin, ts) for ts in seen]
+        scores = [search.cost(search.residual(ts, choose)) for _, ts in found]
+        index = min(range(len(found)), key=scores.__getitem__)
+        origin, best = found[index]
 
-        rest = {name: bench.residual(ts, report) for name, ts in grids.items()}
-        ours = bench.residual(best, report)
+        rest = {name: search.residual(ts, report) for name, ts in grids.items()}
+        ours = search.residual(best, report)
     return OptimizedGrid(
         ts=best,
         levels=(-problem.path.logsnr(best) / 2).exp(),
         solver=method,
+        measure=measure,
         origin=origin,
-        fitted=fitted,
-        error=_rms(ours),
-        median=_median(ours),
-        presets={name: _rms(e) for name, e in rest.items()},
-        preset_medians={name: _median(e) for name, e in rest.items()},
-        solves=bench.solves,
+        fitted=index >= len(grids),
+        distances=ours.square().mean(1).sqrt(),
+        preset_distances={name: e.square().mean(1).sqrt() for name, e in rest.items()},
+        solves=search.solves,
     )
+
+
+def _brownian(solver: Solver[Any], x: Tensor, seed: int, a: int, b: int) -> BrownianMotion | None:
+    """That of samples a to b, if the solver draws noise."""
+    return BrownianMotion(x[a:b], seed, samples=range(a, b)) if solver.stochastic else None
 
 
 def _fine(
