@@ -13,8 +13,8 @@ the solver. Nearly every grid in use spaces them equally in some function of the
     quantiles         beta           of a beta distribution of t: dense at both ends
 
 ``leading``, ``linspace`` and ``trailing`` pick whole-numbered levels of a discrete model, and :func:`through` carries a
-list of levels that somebody else has found over to any number of steps. A grid for one problem and one solver is found
-by :func:`solvers.optimize_grid`.
+list of levels that somebody else has found over to any number of steps (``ays_sd1`` is such a list). A grid for one
+problem and one solver is found by :func:`solvers.optimize_grid`.
 
 Every grid here ends at ``path.t_min``, where logsnr is finite; what happens after (stop there, or take the predicted
 data) is said by the ``end`` of :func:`solvers.solve` and is no part of a grid.
@@ -33,6 +33,7 @@ from torch import Tensor
 from solvers.problem import Path
 
 __all__ = [
+    "ALIGN_YOUR_STEPS",
     "GRIDS",
     "Grid",
     "beta",
@@ -222,6 +223,15 @@ def through(levels: Sequence[float] | Tensor) -> Grid:
     return grid
 
 
+ALIGN_YOUR_STEPS: dict[str, tuple[float, ...]] = {
+    "ays_sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Noise levels that Sabour et al. (2024, arXiv:2404.14507) found for ten steps of three image and video models; that of
+videos begins at a level that few paths reach, so it is no name in ``GRIDS``."""
+
+
 def _levels(path: Path, index: Tensor, levels: int) -> Tensor:
     """Times of the whole-numbered levels 1..levels, equally spaced from t_min to t_max: i / T for a table of T."""
     noisy, clean = _ends(path).unbind()
@@ -271,6 +281,8 @@ GRIDS: dict[str, Grid] = {
     "leading": leading,
     "linspace": linspace,
     "trailing": trailing,
+    "ays_sd1": through(ALIGN_YOUR_STEPS["ays_sd1"]),
+    "ays_sdxl": through(ALIGN_YOUR_STEPS["ays_sdxl"]),
 }
 """The grids by name; ``functools.partial(karras, rho=3)`` makes another, and so does :func:`through`."""
 

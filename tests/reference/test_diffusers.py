@@ -18,6 +18,7 @@ import torch
 from sdegen.paths import Tabulated
 from solvers import import_sampler, trace
 from solvers.foreign import Diffusers
+from solvers.grids import ALIGN_YOUR_STEPS
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 
@@ -75,6 +76,13 @@ def test_their_ddim_steps_to_a_label_that_it_does_not_start_from_next() -> None:
     mine = trace("ddim", PATH, torch.tensor(table.ts[:-1]))
     gap = np.abs(table.states("x0")[:-1, :-1] - mine.states("x0")).max()
     assert 1e-3 < gap < 1e-2
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("sd1", ""), ("sdxl", "XL"), ("svd", "Video")])
+def test_aligned_steps_are_the_published_ones(ours: str, theirs: str) -> None:
+    scheduler("DDIMScheduler")
+    published = importlib.import_module("diffusers.schedulers").AysSchedules[f"StableDiffusion{theirs}Sigmas"]
+    assert list(ALIGN_YOUR_STEPS[f"ays_{ours}"][:10]) == published[:10]  # theirs end at 0
 
 
 # --- Single-step methods and PNDM -------------------------------------------------------------------------------------
