@@ -29,6 +29,7 @@ from sdegen.levels import Optimal
 from sdegen.likelihood import DenoisingProfile, best_grid, bound_of_every_T, denoising_profile
 from sdegen.likelihood.control import LinearGaussian
 from sdegen.likelihood_plots import denoising, levels
+from sdegen.models import GaussianDiffusion
 from sdegen.objectives import DENSITIES, OBJECTIVES
 from sdegen.paths import VP, Cosine
 from sdegen.style import save
@@ -91,6 +92,8 @@ def main() -> None:
     words = parser.parse_args()
     with cpu_threads(1):
         data, model = restore(words.run)
+        if not isinstance(model, GaussianDiffusion):
+            raise SystemExit(f"{words.run} holds no diffusion")
         linear = LinearGaussian.fit(data.train)
         known, held_out = (
             denoising_profile(model, x[: words.n], bands=words.bands, linear=linear, seed=seed)

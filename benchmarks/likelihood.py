@@ -35,6 +35,7 @@ from sdegen.likelihood import Hutchinson, log_density, ode_likelihood
 from sdegen.likelihood.control import LinearGaussian
 from sdegen.likelihood.log_density import VARIABLES, Route
 from sdegen.likelihood.trace import Field, Trace, Walk
+from sdegen.models import GaussianDiffusion
 from sdegen.oracles import MixtureOracle, oracle
 from sdegen.paths import VE, VP, Flow, LinearBeta, LinearLogSNR
 from solvers import DiffusionProblem, Path, expand, standard_normal
@@ -292,6 +293,8 @@ def noise(truth: MixtureOracle, images: int, repetitions: int) -> None:
 def network(folder: str, images: int) -> None:
     """The same on a trained network: z_0 is held, so that the spread is that of the probes."""
     data, model = restore(folder)
+    if not isinstance(model, GaussianDiffusion):
+        raise SystemExit(f"{folder} holds no diffusion")
     x = data.test[:images]
     control = LinearGaussian.fit(data.train)
     with torch.no_grad():

@@ -36,6 +36,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ from sdegen.likelihood.scoring import (
     discreteness,
     enough,
     evaluating,
+    finite,
     numbered,
     offset,
     positive,
@@ -145,7 +147,11 @@ def bound(
             for x, labels in chunks(model, data, cond, (batch or rows(model)) // draws):
                 here = slice(start, start := start + len(x))
                 for number in range(done, plan):
-                    tally.add(here, draw(x, labels, numbers[here], number))
+                    terms = draw(x, labels, numbers[here], number)
+                    if not model.exact:  # a baseline may give no chance to what it has never seen
+                        for term in chain(*(together.values() for together in terms)):
+                            finite(term, numbers[here])
+                    tally.add(here, terms)
                 ready += (plan - done) * len(x)
                 if progress is not None:
                     progress(ready // repeats, plan * len(data) // repeats)

@@ -40,6 +40,7 @@ from sdegen.likelihood.scoring import (
     enough,
     errors,
     evaluating,
+    finite,
     numbered,
     offset,
     positive,
@@ -188,7 +189,7 @@ def importance(
             for x, labels in chunks(model, data, cond, (batch or rows(model)) // min(K, BLOCK)):
                 here = numbers[sum(one.bound.shape[1] for one in found) :][: len(x)]
                 weights = [_log_weights(model, x, labels, K, here, r, seed, dequantizer) for r in range(done, plan)]
-                found.append(_Weighed.of(weights))
+                found.append(_Weighed.of([finite(log_w, here) for log_w in weights]))
                 ready += (plan - done) * len(x)
                 if progress is not None:
                     progress(ready // repeats, total // repeats)

@@ -157,9 +157,10 @@ class Ladder:
         rows = [[str(T), *cells(r), *cells(self.best[T])] for T, r in self.posterior.items()]
         rows.append(["all", *cells(self.limit), *cells(self.limit)])
         value, draws, spread = cells(self.few)
+        halves = "one half of the\nexamples and scored on the other"
         lines = [
-            f"the bound with T levels, {'bits/dim' if bits else 'nats'}; what is best was chosen on one half of the",
-            "examples and scored on the other",
+            f"the bound with T levels, {'bits/dim' if bits else 'nats'}; what is best was chosen on "
+            f"{halves if len(self.limit.values) > 1 else 'the one example'}",
             "",
             aligned([head, *rows], right=range(7)),
             "",

@@ -195,7 +195,8 @@ def ode_likelihood(
         draws: repetitions for each datum, the first ones where there is a target; by default two where z_0 is drawn.
         K: importance-weighted draws in each of them.
         noisy: allow K > 1 with a noisy trace, and report how large its bias is.
-        target_se: go on until the estimator's standard error of the mean is at most this, nats.
+        target_se: go on until the estimator's standard error of the mean is at most this, nats, and has 32 degrees of
+            freedom.
         max_nfe: stop at so many network calls per datum, those of the check included; without a target they are all
             spent on draws, if anything is drawn.
         check: at most so many data, evenly spread, are solved again to measure the solver's error: one in sixteen, but
@@ -226,7 +227,7 @@ def ode_likelihood(
     size = batch or min(512, rows(model))
     common: dict[str, Any] = {"dequantizer": dequantizer, "K": K, "noisy": noisy, "seed": seed}
 
-    tally, report = Tally(drawn, trace), Progress(progress, n)
+    tally, report = Tally(drawn, trace, route.fixed_steps), Progress(progress, n)
     with evaluating(model):
         again = min(check, n, max(LEAST, -(-n // SHARE)))
         off = _solver_error(model, data, cond, trace, route, numbers, again, size, common, tally)

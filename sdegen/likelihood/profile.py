@@ -53,7 +53,7 @@ from sdegen.likelihood.control import bands as rule
 from sdegen.likelihood.curve import ErrorCurve
 from sdegen.likelihood.keyed import PROFILE, Keyed, strata
 from sdegen.likelihood.report import LikelihoodReport, merged
-from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, numbered, offset, rows
+from sdegen.likelihood.scoring import chunks, describe, discreteness, errors, evaluating, finite, numbered, offset, rows
 from sdegen.likelihood.variate import ControlVariate, variate_for
 from sdegen.models.diffusion import GaussianDiffusion
 from sdegen.objectives import Bound, UniformTime, Weighting
@@ -325,7 +325,7 @@ def denoising_profile(
                 squares, less = _draw(model, x, labels, variate, Keyed(seed, here, r, bands, PROFILE))
                 estimates = squares if known is None else squares - less + known(x)
                 clean, noisy = ends(model, x, labels, Keyed(seed, here, r, LOOKS, PROFILE + 2))
-                drawn.append((squares, estimates, clean.mean(1), noisy[:, 0]))
+                drawn.append((finite(squares, here), estimates, finite(clean, here).mean(1), noisy[:, 0]))
             found.append([torch.stack(part).double().cpu() for part in zip(*drawn, strict=True)])
             if progress is not None:
                 progress(done, len(data))

@@ -3,6 +3,9 @@
 Draws are independent repetitions for every datum. Where z_0 is drawn, their spread says how noisy their mean is. Where
 nothing but the probes of a trace is random, the trace knows its noise after a single solve, and more probes in another
 one are cheaper than more solves: rounds may then have different numbers of probes, and count accordingly.
+
+Sampling ends where the standard error is what is wanted and can be believed: with 32 degrees of freedom. Two probes
+that stay tell one for each datum, and of one or two data they may agree by chance: an error of zero.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sdegen.likelihood.log_density import LogDensity, Route
-from sdegen.likelihood.scoring import enough
+from sdegen.likelihood.scoring import FREEDOM, enough
 from sdegen.likelihood.trace import Hutchinson, Trace
 
 __all__ = ["Progress", "Round", "Tally"]
@@ -49,12 +52,15 @@ class Progress:
 class Tally:
     """Draws, added up.
 
-    A round's draws are independent repetitions. Where z_0 is drawn, their spread is the noise. Where nothing but probes
-    is, the trace knows its noise, and rounds may differ in how many probes they have: they count accordingly.
+    Args:
+        drawn: whether z_0 is.
+        trace: of the first round.
+        fixed_steps: of the solver, which decides what the trace knows of its noise.
     """
 
     drawn: bool
     trace: Trace
+    fixed_steps: bool
     rounds: list[Round] = field(default_factory=list)
     draws: list[Tensor] = field(default_factory=list)  # -log p of every draw of a round, (N, draws)
     within: list[Tensor] = field(default_factory=list)  # variance of one draw by the trace's noise, (N,)
@@ -79,6 +85,12 @@ class Tally:
     def by_trace(self) -> bool:
         """Whether the trace says how large the noise is."""
         return not self.drawn and all(bool(w.isfinite().all()) for w in self.within)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the noise that the traces of all solves told."""
+        each = (r.draws * r.trace.freedom(self.cost, fixed_steps=self.fixed_steps) for r in self.rounds)
+        return len(self.values) * sum(each)
 
     @property
     def values(self) -> Tensor:
@@ -141,14 +153,24 @@ class Tally:
         n, taken = len(self.values), self.taken
         fit = None if budget is None else int((budget - self.forward) / max(self.cost, 1e-9))
         ratio = float(self.variances.sum().sqrt()) / n / target
-        wanted = enough(taken, ratio, math.inf if self.by_trace else n, None) - taken
-        if wanted < 1:
-            return None
-        if fit is not None and fit < 1:
+        if self.by_trace and isinstance(self.trace, Hutchinson):
+            plan = self._probes(ratio, n)
+        else:
+            wanted = enough(taken, ratio, n, None) - taken
+            plan = None if wanted < 1 else Round(wanted if fit is None else min(wanted, fit), self.trace)
+        if plan is not None and fit is not None and fit < 1:
             self.note = f"the target of {target:.3g} nats is not reached with max_nfe={budget}"
             return None
-        if self.by_trace and isinstance(self.trace, Hutchinson):
-            effort = sum(r.draws * r.trace.vjps(1) for r in self.rounds)
-            probes = min(max(math.ceil(effort * (ratio**2 - 1)), 1), 64 * self.trace.probes)
-            return Round(1, replace(self.trace, probes=max(probes, 2)))
-        return Round(wanted if fit is None else min(wanted, fit), self.trace)
+        return plan
+
+    def _probes(self, ratio: float, n: int) -> Round | None:
+        """One further solve with as many probes as are missing in the error, and in what is known of it."""
+        assert isinstance(self.trace, Hutchinson)
+        effort, lacking = sum(r.draws * r.trace.vjps(1) for r in self.rounds), FREEDOM - self.freedom
+        if ratio <= 1 and lacking <= 0:
+            return None
+        probes = min(max(math.ceil(effort * (ratio**2 - 1)), 2), 64 * self.trace.probes)
+        more = replace(self.trace, probes=probes)
+        while n * more.freedom(self.cost, fixed_steps=self.fixed_steps) < lacking:
+            more = replace(more, probes=more.probes + 1)
+        return Round(1, more)

@@ -25,6 +25,7 @@ __all__ = [
     "enough",
     "errors",
     "evaluating",
+    "finite",
     "numbered",
     "offset",
     "positive",
@@ -56,6 +57,14 @@ def spreadable(model: LatentVariableModel, dequantizer: Dequantizer | None, bin_
         raise ValueError("this model gives probabilities of grey levels: a dequantizer is for density decoders")
     if dequantizer is not None and bin_width not in (None, dequantizer.bins.width):
         raise ValueError(f"the dequantizer's bins are {dequantizer.bins.width:.6g} wide, not bin_width={bin_width}")
+
+
+def finite(values: Tensor, numbers: Sequence[int]) -> Tensor:
+    """The values (n, ...) of the data with these numbers; refuses what is not finite, as a network with NaN weights."""
+    bad = ~values.isfinite().flatten(1).all(1)
+    if bool(bad.any()):
+        raise ValueError(f"what the model says of example {numbers[int(bad.int().argmax())]} is not finite")
+    return values
 
 
 @contextmanager

@@ -15,10 +15,11 @@ lower it:
 * **More probes**, side by side, at one product each.
 
 How large the noise is, is estimated from two probes or more. Probes that stay are P whole solutions, and their spread
-says it. Fresh probes say it at every evaluation: with s_i the standard error of their mean there, the variance of the
-integral is SUM_i w_i^2 s_i^2. The weights are the solver's own business, but INT r s dt with a random sign r at every
-evaluation has just that variance, and so the mean square of some such integrals, which cost nothing, is an unbiased
-estimate of it, with many degrees of freedom even for two probes.
+says it, with P - 1 degrees of freedom. Fresh probes say it at every evaluation: with s_i the standard error of their
+mean there, the variance of the integral is SUM_i w_i^2 s_i^2. The weights are the solver's own business, but INT r s dt
+with a random sign r at every evaluation has just that variance, and so the mean square of some such integrals, which
+cost nothing, is an unbiased estimate of it, with many degrees of freedom even for two probes: about a third of those of
+the evaluations, for not all of them matter alike, and no more than there are integrals.
 
 Reference: Hutchinson 1990, doi:10.1080/03610919008812866; Grathwohl et al. 2019, arXiv:1810.01367, section 3.1.1 (a
 probe that stays).
@@ -88,6 +89,15 @@ class Trace(ABC):
     @abstractmethod
     def vjps(self, dims: int) -> int:
         """Jacobian products for each evaluation of the field on ``dims`` coordinates."""
+
+    def freedom(self, evaluations: float, *, fixed_steps: bool) -> float:
+        """Degrees of freedom of the noise that one solve of one sample tells; without noise nothing is in doubt.
+
+        Args:
+            evaluations: of the solve.
+            fixed_steps: whether the solver's steps are independent of what it sees.
+        """
+        return math.inf
 
     @abstractmethod
     def start(self, z: Tensor, path: Path, samples: Sequence[int], *, fixed_steps: bool) -> Walk:
@@ -173,14 +183,21 @@ class Hutchinson(Trace):
     def vjps(self, dims: int) -> int:
         return self.probes
 
+    def freedom(self, evaluations: float, *, fixed_steps: bool) -> float:
+        if not self._fresh(fixed_steps):
+            return self.probes - 1
+        return min((self.probes - 1) * evaluations / (3 * self.hold), REPLICAS)
+
+    def _fresh(self, fixed_steps: bool) -> bool:
+        return fixed_steps if self.redraw is None else self.redraw
+
     def start(self, z: Tensor, path: Path, samples: Sequence[int], *, fixed_steps: bool) -> Walk:
         if self.redraw and not fixed_steps:
             raise ValueError(
                 "fresh probes make the right-hand side discontinuous, which a solver that chooses its steps takes for "
                 "stiffness: give a fixed-step solver, such as rk4, or redraw=False"
             )
-        fresh = fixed_steps if self.redraw is None else self.redraw
-        return (_Fresh if fresh else _Staying)(self, z, path, samples)
+        return (_Fresh if self._fresh(fixed_steps) else _Staying)(self, z, path, samples)
 
     def staying(self) -> Trace:
         return replace(self, redraw=False)
