@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, cast
@@ -45,9 +45,10 @@ import torch
 from torch import Tensor
 
 from solvers.integrate import Solver
+from solvers.linear import mix, number, numbers
 from solvers.names import find
 from solvers.noise import Noise
-from solvers.problem import DiffusionProblem, Path, Prediction, mix, number
+from solvers.problem import DiffusionProblem, Path, Prediction
 
 __all__ = [
     "FORMS",
@@ -216,11 +217,7 @@ History = tuple[Node, ...]
 
 
 class Multistep(Solver[History]):
-    """A method that extrapolates from the predictions of earlier steps; one evaluation per step.
-
-    Attributes:
-        memory: how many earlier nodes it uses.
-    """
+    """A method that extrapolates from the predictions of ``memory`` steps; one evaluation per step."""
 
     memory: ClassVar[int]
     nfe_per_step = 1
@@ -238,11 +235,8 @@ Row = Tensor | list[float]
 """The coefficients of one step: of the state, then of the predictions, the newest first."""
 
 
-class Seen(NamedTuple):
-    """The part of a prediction that is extrapolated, and logsnr / 2 where it was made."""
-
-    lam: Tensor | float
-    part: Tensor
+Seen = tuple[Tensor | float, Tensor]
+"""logsnr / 2 where a prediction was made, and the part of it that is extrapolated."""
 
 
 class Memory(NamedTuple):
@@ -283,12 +277,8 @@ def row_of(kept: Tensor, new: Tensor, weights: Tensor) -> Tensor:
 
 def filed(keys: Tensor, rows: Tensor) -> dict[tuple[float, ...], Row]:
     """Rows (m, n) by their keys (m, k): numbers, which cost least, or tensors where somebody wants their gradient."""
-    each: tuple[Row, ...] = rows.unbind() if rows.requires_grad else _lists(rows)
-    return {tuple(key): row for key, row in zip(_lists(keys), each, strict=True)}
-
-
-def _lists(of: Tensor) -> Any:
-    return cast("Any", of).tolist()
+    each: list[list[float]] = cast("Any", keys).tolist()
+    return {tuple(key): row for key, row in zip(each, cast("Sequence[Row]", numbers(rows)), strict=True)}
 
 
 # --- The family -------------------------------------------------------------------------------------------------------
@@ -353,13 +343,13 @@ class ExponentialMultistep(Solver[Memory]):
         return Memory((), planned.get, None)
 
     def observe(self, state: Memory, lam: Tensor, prediction: Prediction) -> Memory:
-        return state._replace(nodes=(Seen(lam, getattr(prediction, self.form)), *state.nodes)[: self.memory])
+        return state._replace(nodes=((lam, getattr(prediction, self.form)), *state.nodes)[: self.memory])
 
     def step(
         self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, state: Memory, noise: Noise
     ) -> tuple[Tensor, Memory]:
         path, planned, target = problem.path, state.planned, 0.5 * problem.path.logsnr(s).item()
-        seen = Seen(0.5 * number(path.logsnr(t)), getattr(problem.predict(x, t), self.form))
+        seen = 0.5 * number(path.logsnr(t)), getattr(problem.predict(x, t), self.form)
         nodes = (seen, *state.nodes)[: self.memory]
         row = planned((target, *[lam if isinstance(lam, (float, int)) else lam.item() for lam, _ in nodes]))
         if row is None:

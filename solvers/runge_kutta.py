@@ -19,8 +19,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from solvers.integrate import Solver
+from solvers.linear import number
 from solvers.noise import Noise
-from solvers.problem import Problem, number
+from solvers.problem import Problem
 
 __all__ = [
     "RK4",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdegen.paths import VP as MakeVP
 from sdegen.paths import Flow, LinearLogSNR
@@ -15,6 +18,7 @@ from solvers import (
     RK4,
     SOLVERS,
     VP_LAM,
+    AdamsBashforth,
     Ancestral,
     BrownianMotion,
     Chord,
@@ -26,12 +30,13 @@ from solvers import (
     InScaling,
     Midpoint,
     OnPath,
+    Prediction,
     Ray,
     Solver,
     Warmup,
     integrate,
 )
-from solvers.certify import certify, contract, gaussian, starts
+from solvers.certify import certify, contract, gaussian, starts, uneven
 from solvers.grids import karras, logsnr
 
 COMBINED = [
@@ -123,6 +128,62 @@ def test_coordinates_that_are_the_problems_own_change_nothing() -> None:
     assert torch.allclose(
         integrate(InScaling(Heun(), Circle()), problem, x, ts).x, integrate(Heun(), problem, x, ts).x, atol=1e-12
     )
+
+
+COMBINING = [Euler(), Midpoint(), RK4(), AdamsBashforth(3), Warmup(RK4(), AdamsBashforth(4), steps=2)]
+
+
+@pytest.mark.parametrize("coordinates", [EDM, FLOW, VP_LAM], ids=repr)
+@pytest.mark.parametrize("solver", COMBINING, ids=repr)
+def test_another_curve_in_the_coefficients_is_that_curve(solver: Solver, coordinates, vp) -> None:
+    """The same method, made to be handed states of the other curve."""
+    problem, plain = gaussian(vp), copy(solver)
+    assert solver.combines
+    plain.declare(combines=False)
+    for ts in (uneven(vp, 12), uneven(vp, 12).flip(0)):
+        x = starts(problem)
+        folded, scaled = (integrate(OnPath(one, coordinates), problem, x, ts) for one in (solver, plain))
+        assert torch.allclose(folded.x, scaled.x, rtol=1e-10, atol=1e-10)
+        assert folded.nfe == scaled.nfe
+
+
+class Passes(TorchDispatchMode):
+    """Counts operations that make or change a whole state."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.count += isinstance(out, Tensor) and out.shape == self.shape
+        return out
+
+
+@pytest.mark.parametrize(
+    ("solver", "passes"),
+    [
+        (Euler(), 2),
+        (OnPath(Euler(), FLOW), 2),  # a x + b eps, in the coordinates of the problem
+        (OnPath(Euler(), EDM), 2),
+        (OnPath(Heun(), EDM), 2 + 3),  # a stage, and the step: x and two eps
+        (OnPath(Heun(), FLOW), 2 + 4),  # and the stage, which has a velocity of its own
+        (InScaling(Euler(), Ray()), 2),
+        (OnPath(DDIM(), FLOW), 2 + 3),  # it does not combine: there, for the network, and back
+    ],
+    ids=repr,
+)
+def test_another_curve_costs_no_pass_over_the_state(solver: Solver, passes: int, vp) -> None:
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    known = Prediction(torch.ones(2, 3), torch.zeros(2, 3))
+    problem = DiffusionProblem(vp, lambda x, t: Prediction(known.x0[:], known.eps[:]))
+    counts = []
+    for steps in (5, 15):
+        with Passes(x.shape) as counted:
+            integrate(solver, problem, x, logsnr(vp, steps))
+        counts.append(counted.count)
+    views = 2 * solver.nfe_per_step
+    assert (counts[1] - counts[0]) / 10 == passes + views
 
 
 def test_what_sees_no_curve_may_run_on_any(vp) -> None:

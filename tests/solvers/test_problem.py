@@ -24,7 +24,7 @@ from solvers import (
 )
 from solvers.certify import gaussian
 from solvers.curves import FlowTime, Lam, OwnClock, SigmaHat
-from solvers.problem import Nodes
+from solvers.problem import Nodes, Passage
 
 CURVES = (Circle(), Chord(), Ray(), Tangent())
 CLOCKS = (Lam(), SigmaHat(), FlowTime())
@@ -93,6 +93,57 @@ def test_nodes_look_up_what_the_path_would_say() -> None:
             assert torch.equal(look(t), ask(t))
         assert look(nodes[3]) is look(nodes[3]), "computed once"
     assert float(table.time(path.logsnr(other))) == pytest.approx(0.123)
+
+
+# --- Passages ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_passage_leads_there_and_back(path: GaussianPath) -> None:
+    nodes = torch.linspace(path.t_max, path.t_min, 7, dtype=torch.float64).unbind()
+    known, computed = Nodes(path, nodes).to(EDM.over(path)), Passage(path, EDM.over(path))
+    for t in (*nodes, torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.2, 0.4], dtype=torch.float64)):
+        u = known.forth(t)
+        assert torch.allclose(u, computed.forth(t), rtol=1e-14)
+        assert torch.allclose(computed.back(u), t, atol=1e-9)
+        for passage in (known, computed):  # alpha' = 1
+            assert torch.allclose(torch.as_tensor(passage.unit(u), dtype=torch.float64), path.alpha(t), rtol=1e-9)
+    assert all(known.back(known.forth(t)) is t for t in nodes)  # from object to object
+
+
+@pytest.mark.parametrize("there", [EDM, FLOW, VP_LAM], ids=repr)
+@pytest.mark.parametrize("together", [True, False])
+def test_through_a_passage_the_equation_is_the_other_paths(there, together: bool, path: GaussianPath) -> None:
+    problem, there = gaussian(path), there.over(path)
+    u = there.time(torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64))
+    u = u[0] if together else u
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen, moved = problem.through(Passage(path, there)), problem.rescaled(there)
+    other = mix(*seen.terms(x, u))
+    assert torch.allclose(other, expand(there.alpha(u) / path.alpha(path.time(there.logsnr(u))), x) * x, rtol=1e-9)
+    assert torch.allclose(seen.state(u, (1.0, seen.terms(x, u))), x, rtol=1e-12)
+    assert torch.allclose(seen.state(u, (0.5, ((2.0, other),)), (1.0, seen.terms(x, u))), 2 * x, rtol=1e-12)
+    for of in (DiffusionProblem.velocity, DiffusionProblem.score, lambda p, x, t: p.sde(0.7).drift(x, t)):
+        assert torch.allclose(of(seen, x, u), of(moved, other, u), rtol=1e-9, atol=1e-12)
+
+
+def test_passages_follow_one_another(path: GaussianPath) -> None:
+    edm, flow = EDM.over(path), FLOW.over(path)
+    direct = gaussian(path).through(Passage(path, flow))
+    around = gaussian(path).through(Passage(path, edm)).through(Passage(edm, flow))
+    u, x = flow.time(torch.tensor(0.7, dtype=torch.float64)), torch.ones(2, 3, dtype=torch.float64)
+    assert torch.allclose(mix(*around.terms(x, u)), mix(*direct.terms(x, u)), rtol=1e-12)
+    assert torch.allclose(around.velocity(x, u), direct.velocity(x, u), rtol=1e-9)
+    wrapped = around.calling(lambda predict: predict).at([u])
+    assert torch.allclose(wrapped.velocity(x, u), direct.velocity(x, u), rtol=1e-9)
+
+
+def test_what_the_state_does_not_drive_is_not_added_up() -> None:
+    """On the ray f is zero: a velocity is one product."""
+    x, t = torch.ones(2, 3, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    path = VP(Cosine())
+    ((_, eps),) = gaussian(path).rescaled(EDM.over(path)).slope(x, t)
+    assert eps is not x
+    assert len(gaussian(path).slope(x, t)) == 2
 
 
 # --- Coordinates ------------------------------------------------------------------------------------------------------
