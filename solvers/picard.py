@@ -32,6 +32,7 @@ from torch import Tensor
 
 from solvers.grids import check_grid
 from solvers.integrate import Counter, Solver, Trajectory
+from solvers.names import resolve
 from solvers.noise import Noise, silent
 from solvers.problem import DiffusionProblem, Predict, Prediction, expand
 
@@ -53,7 +54,7 @@ class Parallel(NamedTuple):
 
 
 def picard(
-    solver: Solver[Any],
+    solver: str | Solver[Any],
     problem: DiffusionProblem,
     x: Tensor,
     ts: Tensor,
@@ -70,7 +71,7 @@ def picard(
     scale of y), is at most ``tol``; the window then begins at the first state whose change is larger.
 
     Args:
-        solver: a method with fixed steps.
+        solver: a method with fixed steps, or its name (:mod:`solvers.names`).
         problem: what it solves; ``predict`` is asked with up to window x B states, those of a step
             together, and as many times; conditions of samples have to be repeated by it.
         x: state at ``ts[0]``, (B, *event).
@@ -87,7 +88,7 @@ def picard(
 
     Reference: Shih et al. 2023, arXiv:2305.16317, algorithm 1.
     """
-    ts = check_grid(ts, problem.t_min, problem.t_max)
+    solver, ts = resolve(solver), check_grid(ts, problem.t_min, problem.t_max)
     steps, batch = len(ts) - 1, len(x)
     width = steps if window is None else window
     if not tol > 0 or width < 1:
