@@ -11,6 +11,7 @@ from torch import Tensor
 from solvers import (
     EDM,
     FLOW,
+    SRA1,
     VP_LAM,
     BrownianMotion,
     DiffusionProblem,
@@ -132,6 +133,16 @@ def test_where_the_noise_is_additive_methods_meet(vp: Any) -> None:
     assert torch.allclose(run("log_ode"), run("midpoint"), atol=1e-12)
     assert torch.allclose(run("reversible_heun"), run("heun"), atol=1e-12)
     assert not torch.allclose(run("heun"), run("midpoint"), atol=1e-6)
+
+
+def test_in_the_clock_of_the_noise_srk_is_sra1(vp: Any) -> None:
+    problem = gaussian(vp)
+    x, ts = starts(problem, 3), logsnr(vp, 8)
+    ours, theirs = (
+        integrate(solver, problem, x, ts, noise=BrownianMotion(x, 2)).x
+        for solver in (OnPath(SRA1(), VP_LAM), TorchSDE("srk"))
+    )
+    assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_half_an_order_more_needs_the_clock_of_the_noise() -> None:

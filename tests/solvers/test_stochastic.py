@@ -396,7 +396,9 @@ def test_weak_order_of_a_noisy_ode_solver_is_the_solvers(vp: GaussianPath) -> No
     assert restart.slope > 3.7
 
 
-@pytest.mark.parametrize("solver", [DPMSolverPP2M(), SASolver(2, 2, tau=0.0), SOLVERS["lms_4"]], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [DPMSolverPP2M(), SASolver(2, 2, tau=0.0), UniC(DDIM(), 1), SOLVERS["lms_4"]], ids=repr
+)
 def test_churn_costs_a_multistep_method_its_order(solver: Solver[Any], vp: GaussianPath) -> None:
     """Its differences are of predictions between which noise was added. Restarts begin its memory anew."""
     churn = Churn(solver, s_churn=2.0)
@@ -437,6 +439,12 @@ def test_sa_solver_without_noise_is_of_high_order(problems: Problems, answers: d
         assert measured_order(solver, problem, starts(problem), uniform, answer=answers["vp"]).slope > order - 0.2
     assert SASolver(3, 4).order == 2
     assert SASolver(3, 4, tau=Window(1.0, 0.05, 1.0)).stochastic
+
+
+def test_a_window_of_noise_is_asked_at_the_start_of_each_step(vp: GaussianPath) -> None:
+    ts = vp.time(-2 * torch.tensor([4.0, 2.0, 0.8, 0.3, 0.1], dtype=torch.float64).log())
+    table = trace(SASolver(tau=Window(0.7, low=0.2, high=1.0)), vp, ts)
+    assert np.exp(-table.intervals).tolist() == [pytest.approx([0.8, 0.3]), pytest.approx([0.3, 0.1])]
 
 
 LOCAL = [
@@ -588,6 +596,21 @@ def test_a_corrector_tuned_to_the_sample_settles_where_it_should(vp: GaussianPat
     assert float(x.mean()) == pytest.approx(0.3 * float(vp.alpha(t)), abs=0.02)
     assert float(x.var()) == pytest.approx(variance, rel=0.04)
     assert abs(variance / u - 1) > 0.05
+
+
+def test_a_corrector_tuned_to_the_sample_is_the_papers(path: GaussianPath) -> None:
+    """delta = 2 alpha_i (r |z| / |score|)^2, alpha_i = 1 - beta_i of the step that led here, forth and back."""
+    problem, ts = gaussian(path), path.time(torch.tensor([0.5, 1.5]).double())
+    x, z = (prior(path, (3, 5), seed=seed, dtype=torch.float64) for seed in (0, 1))
+    t, s = ts.unbind()
+    score, share = problem.score(x, s), (path.alpha(t) / path.alpha(s)) ** 2
+    delta = 2 * share * (0.2 * z.norm(dim=1, keepdim=True) / score.norm(dim=1, keepdim=True)) ** 2
+    found = SNRLangevin(0.2).correct(problem, x, t, s, z)
+    assert torch.allclose(found, x + delta * score + (2 * delta).sqrt() * z, rtol=1e-12)
+    score = problem.score(x, t)
+    delta = 2 * share * (0.2 * z.norm(dim=1, keepdim=True) / score.norm(dim=1, keepdim=True)) ** 2
+    back = SNRLangevin(0.2).correct(problem, x, s, t, z)
+    assert torch.allclose(back, x + delta * score + (2 * delta).sqrt() * z, rtol=1e-12)
 
 
 def test_norms_are_those_of_each_sample(problems: Problems) -> None:
