@@ -6,26 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from truths import grey, grey_model
 
 from sdegen.bins import Bins
 from sdegen.decoders import CategoricalHead
-from sdegen.denoiser import Denoiser
 from sdegen.likelihood import Exact, Hutchinson, bound, importance, ode_likelihood
-from sdegen.models import VAE, VPSDE, GaussianDiffusion, uniform
-from sdegen.networks import MLP
+from sdegen.models import VAE, VPSDE, uniform
 from sdegen.oracles import oracle
 from sdegen.paths import VP, LinearLogSNR
-
-
-def _model() -> GaussianDiffusion:
-    bins = Bins(5)
-    return VPSDE(Denoiser(MLP((1, 3, 3), 5, width=8, depth=1), "levels", bins))
-
-
-def _grey(n: int) -> Tensor:
-    return Bins(5).value(torch.randint(5, (n, 1, 3, 3), generator=torch.Generator().manual_seed(0)))
-
 
 # What a number must come with before anybody can believe it.
 FIELDS = {
@@ -35,7 +23,7 @@ FIELDS = {
 
 
 def test_a_report_holds_all_that_is_needed_to_believe_it() -> None:
-    model, x = _model(), _grey(24)
+    model, x = grey_model(), grey(24)
     vae = VAE.mlp((1, 3, 3), CategoricalHead(Bins(5)), latent=2, width=8)
     reports = [
         bound(model, x, draws=3),
@@ -69,14 +57,14 @@ def test_a_report_holds_all_that_is_needed_to_believe_it() -> None:
 
 def test_parts_of_the_ode_add_up() -> None:
     for report in (
-        ode_likelihood(_model(), _grey(10), solver="heun", steps=3, draws=2),
+        ode_likelihood(grey_model(), grey(10), solver="heun", steps=3, draws=2),
         ode_likelihood(VPSDE(oracle("mixture2d")), oracle("mixture2d").sample(10, seed=0), solver="heun", steps=9),
     ):
         assert sum(report.parts.values()) == pytest.approx(report.nats, rel=1e-9)
 
 
 def test_reports_do_not_depend_on_how_the_data_are_cut() -> None:
-    model, x = _model(), _grey(20)
+    model, x = grey_model(), grey(20)
     ode = [ode_likelihood(model, x, solver="heun", steps=4, draws=2, batch=b).values for b in (6, 64)]
     torch.testing.assert_close(ode[0], ode[1], rtol=1e-5, atol=1e-5)
     seen: list[tuple[int, int]] = []
@@ -85,7 +73,7 @@ def test_reports_do_not_depend_on_how_the_data_are_cut() -> None:
 
 
 def test_scoring_leaves_the_model_as_it_was() -> None:
-    model, x = _model().train(), _grey(4)
+    model, x = grey_model().train(), grey(4)
     bound(model, x, draws=1)
     assert model.training
     again = [bound(model, x, draws=2, seed=3).nats for _ in range(2)]
@@ -114,7 +102,7 @@ def test_a_density_without_bin_width_has_no_bits() -> None:
 
 
 def test_bad_input_is_refused_in_one_line() -> None:
-    model, x = _model(), _grey(4)
+    model, x = grey_model(), grey(4)
     for call, words in (
         (
             lambda: ode_likelihood(model, x, trace=Exact(limit=8)),

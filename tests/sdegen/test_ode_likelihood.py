@@ -1,4 +1,4 @@
-"""The probability-flow log-density against exact densities; its noise, its solver's error, and what it says of data."""
+"""What the probability-flow ODE says of data: errors that are known, effort until a target, densities and levels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from truths import PATHS, Posterior, grey, grey_model, hermite
 
 from sdegen.bins import Bins
 from sdegen.decoders import PosteriorDecoder, SoftmaxDecoder, TweedieDecoder
@@ -18,267 +18,19 @@ from sdegen.levels import Continuous
 from sdegen.likelihood import (
     Exact,
     Hutchinson,
-    LogDensity,
     bound,
     log_density,
     ode_likelihood,
     ode_log_prob,
 )
-from sdegen.likelihood.control import LinearGaussian
 from sdegen.models import VPSDE, GaussianDiffusion
-from sdegen.networks import MLP, UNet
-from sdegen.oracles import GaussianOracle, MixtureOracle, Oracle, PixelOracle, oracle
-from sdegen.paths import VE, VP, Flow, GaussianPath, LinearBeta, LinearLogSNR
+from sdegen.networks import MLP
+from sdegen.oracles import GaussianOracle, MixtureOracle, PixelOracle, oracle
+from sdegen.paths import VP, GaussianPath, LinearLogSNR
 from solvers import Prediction, standard_normal
 from solvers.noise import DECODER, ENCODER, PRIOR, PROBES
 
-PATHS = {
-    "vp-logsnr": VP(LinearLogSNR(8, -8)),
-    "vp-beta": VP(LinearBeta(), t_min=1e-3),
-    "ve": VE(0.02, 30),
-    "flow": Flow(t_min=0.02, t_max=0.98),
-}
-COV = torch.tensor([[1.0, 0.4, -0.2], [0.4, 0.6, 0.3], [-0.2, 0.3, 0.8]], dtype=torch.float64)
-COV = COV @ COV
-
-
-def _terminal(truth: Oracle, path: GaussianPath, found: LogDensity) -> Tensor:
-    """The log-density with the true terminal density in place of the prior."""
-    t = torch.tensor(path.t_max, dtype=torch.float64)
-    return truth.log_prob_t(found.z, path, t) + found.log_det
-
-
-def _at_clean_end(truth: Oracle, path: GaussianPath, n: int) -> tuple[Tensor, Tensor]:
-    t = torch.tensor(path.t_min, dtype=torch.float64)
-    z = path.alpha(t) * truth.sample(n, seed=2)
-    return z, truth.log_prob_t(z, path, t)
-
-
-def _model() -> GaussianDiffusion:
-    bins = Bins(5)
-    return VPSDE(Denoiser(MLP((1, 3, 3), 5, width=8, depth=1), "levels", bins))
-
-
-def _grey(n: int) -> Tensor:
-    return Bins(5).value(torch.randint(5, (n, 1, 3, 3), generator=torch.Generator().manual_seed(0)))
-
-
-# What a number must come with before anybody can believe it.
-FIELDS = {
-    "nats", "bits_per_dim", "kind", "of", "parts", "estimator_se", "data_se", "solver_error", "forward", "vjp", "jvp",
-    "seconds", "dequantizer", "bin_width", "logsnr", "tolerance", "solver", "seed", "settings",
-}  # fmt: skip
-
-
-# --- the ODE against exact densities ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("tol", [1e-5, 1e-7])
-def test_log_density_of_a_mixture_to_solver_tolerance(path: GaussianPath, tol: float) -> None:
-    truth = oracle("mixture2d")
-    z, exact = _at_clean_end(truth, path, 12)
-    found = log_density(truth.problem(path), z, tol=tol)
-    assert float((_terminal(truth, path, found) - exact).abs().max()) < 100 * tol
-
-
-@pytest.mark.parametrize(
-    ("solver", "order", "path", "variable"),
-    [
-        ("heun", 2, "vp-beta", "flow"),
-        ("heun", 2, "ve", "t"),
-        ("rk4", 4, "flow", "logsnr"),
-        ("rk4", 4, "vp-logsnr", "flow"),
-    ],
-)
-def test_log_density_converges_with_the_order_of_the_solver(solver: str, order: int, path: str, variable: str) -> None:
-    truth, on = oracle("mixture2d"), PATHS[path]
-    z, exact = _at_clean_end(truth, on, 6)
-    errors = []
-    for n in (32, 64):
-        found = log_density(truth.problem(on), z, solver=solver, steps=n, variable=variable, grid="logsnr")
-        errors.append(float((_terminal(truth, on, found) - exact).norm()))
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
-
-
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_the_prior_shifts_the_density_by_its_mismatch(path: GaussianPath) -> None:
-    truth = oracle("mixture2d")
-    z, exact = _at_clean_end(truth, path, 8)
-    found = log_density(truth.problem(path), z, tol=1e-9)
-    t = torch.tensor(path.t_max, dtype=torch.float64)
-    scale = torch.hypot(path.alpha(t), path.sigma(t))
-    normal = torch.distributions.Normal(0, scale).log_prob(found.z).sum(1)
-    mismatch = normal - truth.log_prob_t(found.z, path, t)
-    torch.testing.assert_close(found.log_prior, normal)
-    torch.testing.assert_close(found.log_prob - exact, mismatch, rtol=0, atol=1e-6)
-    assert float(mismatch.abs().max()) > 1e-6
-
-
-@pytest.mark.parametrize(
-    "solver", ["dopri54", "bosh32", "dopri5", "rk45", "dop853_lam", "dopri5_fixed", "torchdiffeq_rk4", "vab_4"]
-)
-def test_any_ode_solver_will_do(solver: str) -> None:
-    truth, path = oracle("mixture2d"), PATHS["vp-beta"]
-    z, exact = _at_clean_end(truth, path, 5)
-    chooses = solver in ("dopri54", "bosh32", "dopri5", "rk45", "dop853_lam")
-    budget: dict[str, Any] = {"tol": 1e-6} if chooses else {"nfe": 300}
-    found = log_density(truth.problem(path), z, solver=solver, **budget)
-    assert float((_terminal(truth, path, found) - exact).abs().max()) < 1e-3
-
-
-def test_the_variable_of_integration_changes_the_cost_and_not_the_density() -> None:
-    truth, path = oracle("mixture2d"), PATHS["vp-beta"]
-    z, exact = _at_clean_end(truth, path, 8)
-    cost = {}
-    for variable in ("logsnr", "t", "sigma", "flow"):
-        found = log_density(truth.problem(path), z, variable=variable, tol=1e-5)
-        assert float((_terminal(truth, path, found) - exact).abs().max()) < 1e-3
-        assert found.spent is not None
-        cost[variable] = float(found.spent.double().mean())
-    assert cost["flow"] < 0.95 * min(cost["t"], cost["logsnr"])
-    assert cost["flow"] < 0.6 * cost["sigma"]
-
-
-def test_the_density_of_an_event_of_any_shape() -> None:
-    flat = oracle("mixture16")
-    assert isinstance(flat, MixtureOracle)
-    shaped = MixtureOracle(flat.weights.numpy(), flat.means.reshape(-1, 1, 4, 4).numpy(), flat.covs.numpy())
-    path = PATHS["vp-logsnr"]
-    z, exact = _at_clean_end(shaped, path, 3)
-    found = log_density(shaped.problem(path), z, solver="rk4", steps=60, grid="logsnr")
-    torch.testing.assert_close(_terminal(shaped, path, found), exact, rtol=0, atol=1e-4)
-    assert (found.forward, found.vjp) == (240, 240 * 16)
-
-
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(3, seed=1)], ids=["exact", "hutchinson"])
-@pytest.mark.parametrize("budget", [{"solver": "heun", "steps": 10}, {"tol": 1e-4}], ids=["fixed", "adaptive"])
-def test_a_sample_does_not_know_its_batch(trace: Any, budget: dict[str, Any]) -> None:
-    truth, path, n = oracle("mixture2d"), PATHS["flow"], 6
-    z, _ = _at_clean_end(truth, path, n)
-    problem = truth.problem(path)
-    together = log_density(problem, z, trace=trace, select=lambda rows: problem, **budget)
-    alone = [log_density(problem, z[i : i + 1], trace=trace, samples=[i], **budget) for i in range(n)]
-    torch.testing.assert_close(torch.cat([a.log_prob for a in alone]), together.log_prob, rtol=0, atol=1e-9)
-    assert together.forward == pytest.approx(sum(a.forward for a in alone) / n)  # and nobody pays for another
-    assert len({a.forward for a in alone}) > 1 or "steps" in budget
-
-
-class _Wrong:
-    """The exact denoiser of N(0, 1/4) with its score multiplied by kappa."""
-
-    event_shape = (1,)
-
-    def __init__(self, kappa: float) -> None:
-        self.truth, self.kappa = GaussianOracle([0.0], [0.25]), kappa
-
-    def predict(self, path: GaussianPath) -> Callable[[Tensor, Tensor], Prediction]:
-        return self.truth.predict(path, kappa=self.kappa)
-
-
-def test_a_wrong_score_has_four_likelihoods() -> None:
-    """kappa = 0.95: data 0.72579, reverse SDE 0.72847, probability-flow ODE 0.79341 (worse than the bound, 0.74003)."""
-    x = torch.tensor([[0.5]], dtype=torch.float64)
-    path = VP(LinearLogSNR(13.3, -10))
-    model = VPSDE(_Wrong(0.95), path)  # type: ignore[arg-type]
-    ode = -float(ode_log_prob(model, x, tol=1e-9).log_prob)
-    assert ode == pytest.approx(0.79341, abs=1e-5)
-    elbo = bound(model, x, draws=2000, repeats=8)
-    assert abs(elbo.nats - 0.74003) < 4 * elbo.estimator_se
-    # the reverse SDE keeps Gaussians Gaussian: the ancestral steps' affine maps give the variance of z_0
-    T = 4000
-    values = []
-    for steps in (T, 2 * T):
-        ts = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        t, s = ts[:-1], ts[1:]
-        coef_z, coef_x, std = path.posterior(s, t)
-        one = torch.ones(steps, 1, dtype=torch.float64)
-        slope = (coef_z + coef_x * _Wrong(0.95).predict(path)(one, t).x0[:, 0]).tolist()
-        variance = 1.0
-        for m, noise in zip(slope, std.square().tolist(), strict=True):
-            variance = m**2 * variance + noise
-        values.append(0.5 * (math.log(2 * math.pi * variance) + 0.25 / variance))
-    assert 2 * values[1] - values[0] == pytest.approx(0.72847, abs=1e-5)
-
-
-# --- noise of the trace -----------------------------------------------------------------------------------------------
-
-
-def _gaussian() -> tuple[GaussianOracle, GaussianPath, Tensor, Tensor]:
-    """A Gaussian, a path, a datum, and M = INT g^2 / 2 (alpha^2 S + sigma^2)^-1 dt, the Jacobian's integral."""
-    truth, path = GaussianOracle([0.0, 0.0, 0.0], COV.numpy()), PATHS["vp-logsnr"]
-    at = Continuous().nodes(path, 128)
-    alpha2, sigma2 = path.alpha(at.t).square(), path.sigma(at.t).square()
-    values, vectors = torch.linalg.eigh(COV)
-    m = vectors @ torch.diag((0.5 * at.weight * sigma2 / (alpha2 * values[:, None] + sigma2)).sum(1)) @ vectors.T
-    return truth, path, torch.tensor([[0.3, -0.5, 0.9]], dtype=torch.float64), m
-
-
-@pytest.mark.parametrize("budget", [{"steps": 24}, {"tol": 1e-5}], ids=["fixed", "adaptive"])
-def test_probes_that_stay_have_the_mean_and_variance_of_theory(budget: dict[str, Any]) -> None:
-    """For a Gaussian the integrated Jacobian M is known: Rademacher probes have variance 2 SUM_{i != j} M_ij^2."""
-    truth, path, z, m = _gaussian()
-    probes = 2000
-    found = log_density(truth.problem(path), z, trace=Hutchinson(probes, redraw=False), **budget)
-    exact = log_density(truth.problem(path), z, **budget)
-    theory = 2 * float((m - m.diag().diag()).square().sum())
-    assert float(found.spread) == pytest.approx(math.sqrt(theory / probes), rel=0.075)
-    assert abs(float(found.log_prob - exact.log_prob)) < 4 * float(found.spread)
-    assert float(exact.spread) == 0
-
-
-@pytest.mark.parametrize("solver", ["rk4", "heun", "ab_2"])
-def test_fresh_probes_are_unbiased_and_know_their_noise(solver: str) -> None:
-    """Whatever the weights of a method are, and also where they reach over several steps."""
-    truth, path, z, m = _gaussian()
-    rows = 2000
-    budget = {"solver": solver, "nfe": 40}
-    exact = log_density(truth.problem(path), z, **budget)
-    found = log_density(truth.problem(path), z.expand(rows, 3), trace=Hutchinson(2), **budget)
-    error = found.log_prob - exact.log_prob
-    assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(rows)
-    assert float(found.spread.square().mean().sqrt()) == pytest.approx(float(error.std()), rel=0.08)
-    assert 0.85 < float((error / found.spread).std()) < 1.15  # of a single datum
-    stays = math.sqrt(float((m - m.diag().diag()).square().sum()))
-    assert float(error.std()) < stays / 2
-
-
-def test_a_control_variate_takes_all_noise_from_a_gaussian_and_some_from_a_mixture() -> None:
-    truth, path, z, _ = _gaussian()
-    control = LinearGaussian.of(torch.zeros(3), COV)
-    for budget in ({"steps": 20}, {"tol": 1e-5}):
-        exact = log_density(truth.problem(path), z, **budget)
-        found = log_density(truth.problem(path), z, trace=Hutchinson(1, control=control), **budget)
-        assert float(found.log_prob - exact.log_prob) == pytest.approx(0, abs=1e-4)
-    apart = torch.linspace(0.2, 0.5, 6, dtype=torch.float64)
-    cov = torch.exp(-(apart[:, None] - apart).abs() / 0.2)
-    mixture = MixtureOracle([0.5, 0.5], [apart.numpy(), -apart.numpy()], [cov.numpy(), 0.5 * cov.numpy()])
-    linear = LinearGaussian.fit(mixture.sample(1000, seed=0))
-    z, _ = _at_clean_end(mixture, path, 4)
-    z = z.repeat_interleave(50, 0)
-    noise = []
-    for trace in (Hutchinson(redraw=False), Hutchinson(), Hutchinson(control=linear), Hutchinson(hold=4)):
-        found = log_density(mixture.problem(path), z, trace=trace, nfe=48).log_prob.reshape(4, 50)
-        noise.append(float(found.var(1).mean().sqrt()))
-    assert noise[1] < noise[0] / 3
-    assert noise[2] < noise[1] / 2
-    assert noise[1] < 0.7 * noise[3] < 0.7 * noise[0]  # a probe for a step is more than one for the solve, and no more
-
-
-def test_probes_belong_to_sample_and_evaluation() -> None:
-    truth, path, z, _ = _gaussian()
-    ask = {"trace": Hutchinson(2, seed=5), "steps": 5}
-    both = log_density(truth.problem(path), z.expand(2, 3), samples=[7, 8], **ask).log_prob
-    one = log_density(truth.problem(path), z, samples=[8], **ask).log_prob
-    assert float(both[1]) == float(one)
-    assert float(both[0]) != float(both[1])
-
-
-def test_fresh_probes_are_refused_where_steps_depend_on_what_is_seen() -> None:
-    truth, path, z, _ = _gaussian()
-    for solver in ("dopri54", "dopri5", "rk45"):
-        with pytest.raises(ValueError, match=r"discontinuous.*rk4, or redraw=False"):
-            log_density(truth.problem(path), z, trace=Hutchinson(redraw=True), solver=solver, tol=1e-3)
+# --- errors and effort ------------------------------------------------------------------------------------------------
 
 
 def test_the_standard_error_of_a_report_is_calibrated() -> None:
@@ -302,9 +54,6 @@ def test_the_standard_error_counts_what_is_drawn_of_grey_levels() -> None:
     nats = torch.tensor([report.nats for report in reports])
     z = (nats - nats.mean()) / torch.tensor([report.estimator_se for report in reports])
     assert 0.8 < float(z.std()) < 1.2
-
-
-# --- effort -----------------------------------------------------------------------------------------------------------
 
 
 def test_probes_are_added_until_the_target_is_met() -> None:
@@ -337,7 +86,7 @@ def test_a_budget_ends_what_a_target_asks_for(probes: int) -> None:
 
 
 def test_draws_are_added_for_grey_levels() -> None:
-    model, x = _model(), _grey(6)
+    model, x = grey_model(), grey(6)
     common: dict[str, Any] = {"steps": 3, "check": 0, "seed": 1}
     first = ode_likelihood(model, x, **common)
     seen: list[tuple[int, int]] = []
@@ -422,7 +171,7 @@ def test_the_cutoff_costs_what_is_predicted() -> None:
     predicted = 0.5 * s2 * (second + first.square())
     torch.testing.assert_close(scaled, predicted, rtol=0.01, atol=0)
 
-    nodes, weights = (torch.as_tensor(a) for a in _hermite(8))
+    nodes, weights = (torch.as_tensor(a) for a in hermite(8))
     z = (alpha * x + sigma * nodes).reshape(-1, 1)  # E log p(x | z_0) - log q(z_0 | x) + log p(z_0), a plain decoder
     drawn = (ode(z) + alpha.log()).reshape(3, 8) @ weights - log_p
     torch.testing.assert_close(drawn, predicted + 0.5 * s2 * second, rtol=0.01, atol=0)
@@ -430,12 +179,6 @@ def test_the_cutoff_costs_what_is_predicted() -> None:
     unscaled = ode(x) - log_p
     shift = truth.log_prob(x / alpha) - alpha.log() - log_p  # the density of alpha_0 x, in place of that of x
     torch.testing.assert_close(unscaled, shift + predicted, rtol=0.01, atol=1e-8)
-
-
-def _hermite(n: int) -> tuple[Any, Any]:
-    """Nodes and weights for expectations under a standard normal."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
-    return nodes, weights / math.sqrt(2 * math.pi)
 
 
 class _Labelled:
@@ -474,17 +217,12 @@ def test_labels_reach_the_denoiser_with_their_rows(budget: dict[str, Any]) -> No
         ode_likelihood(model, x, **budget)
 
 
-class _Posterior(PixelOracle):
-    def level_logits(self, z: Tensor, logsnr: Tensor, cond: Tensor | None = None) -> Tensor:
-        return self._joint(z, logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt())[0].log_softmax(-1)
-
-
 @pytest.mark.parametrize("softmax", [True, False])
 def test_of_grey_levels_the_ode_gives_a_bound_on_the_probability(softmax: bool) -> None:
     """With the exact score and posterior, log p(x|z) - log q(z|x) + log p(z) = log P(x) for every z."""
     bins = Bins(4)
     probs = [[0.5, 0.25, 0.2, 0.05], [0.1, 0.2, 0.3, 0.4]]
-    truth = _Posterior(probs, bins.centers(torch.float64).numpy())
+    truth = Posterior(probs, bins.centers(torch.float64).numpy())
     decoder = SoftmaxDecoder(bins) if softmax else PosteriorDecoder(bins)
     model = GaussianDiffusion(truth, VP(LinearLogSNR(3, -14)), Continuous(), decoder)
     x = truth.sample(16, seed=0)
@@ -510,19 +248,6 @@ def test_of_an_untrained_network_the_ode_agrees_with_the_bound() -> None:
     assert abs(a.nats - b.nats) < 4 * math.hypot(a.estimator_se, b.estimator_se) + 0.02
     exact = ode_likelihood(model, x, nfe=96, trace=Exact(), check=0)
     assert abs(exact.nats - b.nats) < 4 * math.hypot(exact.estimator_se, b.estimator_se)
-
-
-def test_traces_of_a_convolutional_network_agree() -> None:
-    torch.manual_seed(0)
-    bins = Bins(5)
-    net = UNet((1, 4, 4), 5, channels=(8, 8), blocks=1)
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    model = VPSDE(Denoiser(net, "levels", bins)).double().eval()
-    z = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    exact = log_density(model.problem(), z, solver="heun", steps=4)
-    many = log_density(model.problem(), z, solver="heun", steps=4, trace=Hutchinson(200))
-    assert float(((many.log_prob - exact.log_prob) / many.spread).abs().max()) < 4.5
 
 
 def test_draws_of_different_meaning_are_independent_at_one_seed() -> None:
