@@ -144,3 +144,14 @@ def test_a_last_step_of_no_length_is_not_a_number_there() -> None:
     for label in made.timesteps:
         x = made.step(0.5 * x, label, x).prev_sample
     assert not bool(x.isfinite().all())
+
+
+def test_their_third_order_sde_in_eps_form_does_not_run() -> None:
+    made = scheduler(
+        "DPMSolverMultistepScheduler", solver_order=3, algorithm_type="sde-dpmsolver", final_sigmas_type="sigma_min"
+    )
+    made.set_timesteps(10)
+    x = torch.ones(1, 1)
+    with pytest.raises(UnboundLocalError):
+        for label in made.timesteps:
+            x = made.step(0.5 * x, label, x).prev_sample
