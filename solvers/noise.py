@@ -37,6 +37,9 @@ serve what an increment over the step itself cannot:
 
 Whatever can stand for a Brownian motion (unit impulses, symbols, recorded draws) thereby stands for all of them.
 
+What a solve starts from, and what else is drawn once and not at every step, is :func:`standard_normal`: the same Philox
+under other keys, made normal by numpy's ziggurat, on the CPU. Published figures rest on these draws, bit by bit.
+
 Reference: Salmon et al. 2011 (Philox, counter-based generators); Kidger et al. 2021, arXiv:2105.13493 (virtual trees).
 """
 

@@ -185,6 +185,14 @@ def test_what_is_no_seed_or_no_step_is_refused() -> None:
         BrownianMotion(torch.zeros(1, 1), seed=0)(*lam(0.5, 0.5))
 
 
+def test_starts_are_what_they_were() -> None:
+    """Figures in the documentation rest on these draws."""
+    found = standard_normal((1, 4), 7, stream=3, number=2, samples=[(5 << 32) + 1])
+    torch.testing.assert_close(found, torch.tensor([[-1.0356, 0.9471, 0.3446, 0.1865]]), rtol=0, atol=5e-5)
+    close = [standard_normal((1, 4), 2**63 + k) for k in (1, 2)]
+    assert not torch.equal(*close)
+
+
 def test_a_fresh_seed_is_fresh_and_leaves_the_global_state_alone() -> None:
     before = torch.random.get_rng_state()
     assert len({fresh_seed() for _ in range(8)}) > 1
