@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from truths import C2, MIXTURE, POINTS, Posterior, X, nelbo, trapezoid
+from truths import C2, MIXTURE, POINTS, OfAClass, Posterior, X, nelbo, trapezoid
 
 from sdegen.bins import Bins
 from sdegen.decoders import CategoricalHead, GaussianDecoder, PosteriorDecoder, TweedieDecoder
@@ -21,8 +20,7 @@ from sdegen.models import VAE, VPSDE, GaussianDiffusion
 from sdegen.networks import MLP
 from sdegen.objectives import Objective, UniformTime
 from sdegen.oracles import GaussianOracle, MixtureOracle
-from sdegen.paths import VP, Cosine, GaussianPath, LinearLogSNR
-from solvers import Prediction, expand
+from sdegen.paths import VP, Cosine, LinearLogSNR
 
 
 def _scores(model: GaussianDiffusion, x: Tensor, **settings: Any) -> Tensor:
@@ -159,30 +157,12 @@ def test_a_decoder_that_asks_the_network_gets_the_draws_it_deserves() -> None:
         assert abs(report.nats - exact) < 4 * report.estimator_se
 
 
-class _OfAClass:
-    """Class k has data N(k, 1/4); without a class, an even mixture of two."""
-
-    event_shape = (1,)
-
-    def predict(self, path: GaussianPath, cond: Tensor | None = None) -> Callable[[Tensor, Tensor], Prediction]:
-        if cond is None:
-            return MixtureOracle([0.5, 0.5], [[0.0], [1.0]], [[C2], [C2]]).predict(path)
-        centred, mean = GaussianOracle([0.0], [C2]).predict(path), cond.double()[:, None]
-
-        def predict(z: Tensor, t: Tensor) -> Prediction:
-            assert len(z) == len(cond), "a label for every row"
-            x0, eps = centred(z - expand(path.alpha(t), z) * mean, t)
-            return Prediction(x0 + mean, eps)
-
-        return predict
-
-
 @pytest.mark.parametrize("decoder", [GaussianDecoder(), TweedieDecoder()], ids=repr)
 @pytest.mark.parametrize("control", ["auto", None])
 def test_labels_reach_the_network(decoder: GaussianDecoder, control: str | None) -> None:
     """Data far from their class cost more; the pilot and the decoder know the class, too."""
     x, labels = torch.cat([X, X + 1]).repeat(8, 1), torch.tensor([0] * 4 + [1] * 4).repeat(8)
-    model = VPSDE(_OfAClass(), VP(LinearLogSNR(9, -9)), decoder=decoder)  # type: ignore[arg-type]
+    model = VPSDE(OfAClass(), VP(LinearLogSNR(9, -9)), decoder=decoder)  # type: ignore[arg-type]
     own, other, none = (bound(model, x, cond, control=control, batch=48) for cond in (labels, 1 - labels, None))
     of_class, of_any = GaussianOracle([0.0], [C2]), MixtureOracle([0.5, 0.5], [[0.0], [1.0]], [[C2], [C2]])
     assert own.nats == pytest.approx(-float(of_class.log_prob(X).mean()), abs=4 * own.estimator_se + 0.02)

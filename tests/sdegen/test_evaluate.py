@@ -21,10 +21,9 @@ from sdegen.data import Dataset
 from sdegen.decoders import CategoricalHead, GaussianDecoder
 from sdegen.denoiser import Denoiser
 from sdegen.levels import Discrete
-from sdegen.likelihood import LikelihoodReport, bound
+from sdegen.likelihood import LikelihoodReport
 from sdegen.likelihood.evaluate import evaluate
 from sdegen.likelihood.methods import METHODS, Method
-from sdegen.likelihood.report import gap, merged
 from sdegen.likelihood.store import everything, fingerprint
 from sdegen.models import VAE, VPSDE, GaussianDiffusion
 from sdegen.networks import MLP
@@ -137,33 +136,6 @@ def test_densities_come_in_nats_and_in_the_units_of_the_data() -> None:
     assert "bits/dim" in str(known)
 
 
-@pytest.mark.parametrize("method", ["bound(draws=8)", "bound(T=4)", "ode(solver=heun, steps=3)"])
-def test_shards_give_what_the_whole_gives(method: str) -> None:
-    shards, whole = (evaluate(_model(), _data(), methods=[method], shard=shard)[method] for shard in (6, 64))
-    torch.testing.assert_close(shards.values, whole.values, rtol=1e-4, atol=1e-4)
-    assert shards.estimator_se == pytest.approx(whole.estimator_se, rel=1e-3)
-    if method.startswith("bound(d"):
-        plain = bound(_model(), _data().test, draws=8)
-        torch.testing.assert_close(whole.values, plain.values, rtol=1e-5, atol=1e-5)
-        assert whole.forward == pytest.approx(plain.forward)
-
-
-def test_parts_become_a_whole() -> None:
-    model, x = _model(), _data().test
-    whole, parts = bound(model, x, draws=4), [bound(model, part, draws=4) for part in x.split(10)]
-    one = merged(parts)
-    assert len(one.values) == 25
-    assert one.forward == whole.forward
-    assert sum(one.parts.values()) == pytest.approx(one.nats)
-    noise = sum((p.estimator_se * len(p.values)) ** 2 for p in parts)
-    assert one.estimator_se == pytest.approx(math.sqrt(noise) / 25)
-    spread = float(one.values.var()) - noise / 25
-    assert one.data_se == pytest.approx(math.sqrt(spread / 25)) if spread > 0 else math.isnan(one.data_se)
-    mean, error = gap(parts[0], whole)
-    apart = parts[0].values - whole.values[:10]
-    assert (mean, error) == (float(apart.mean()), float(apart.std()) / math.sqrt(10))
-
-
 # --- nobody is needed, nothing is lost --------------------------------------------------------------------------------
 
 ASKED = ["bound(T=4, draws=2)", "ode(solver=heun, steps=2)"]
@@ -258,24 +230,6 @@ def test_a_model_is_known_by_its_weights_and_by_what_it_says() -> None:
     grids = [model.with_levels(Discrete.on(model.path, 3, grid=grid)) for grid in ("karras", "quadratic")]
     assert repr(grids[0]) == repr(grids[1])
     assert len({fingerprint(model) for model in [*models, *grids]}) == len(models) + 2
-
-
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["bound", "ode(solver=heun, steps=4)"])
-def test_sampling_goes_on_until_the_target_or_the_budget(method: str) -> None:
-    model, data = _model(), _data()
-    before = evaluate(model, data, methods=[method], shard=9)[method]
-    target = before.in_bits(before.estimator_se) / 3
-    found = evaluate(model, data, methods=[method], target_se=target, shard=9)[method]
-    assert 0.5 * target < found.in_bits(found.estimator_se) <= target * 1.001  # all shards together, and no more
-    assert found.forward > before.forward
-    assert "target" not in found.note
-    short = evaluate(model, data, methods=[method], target_se=target / 100, max_nfe=64, shard=9)
-    assert short[method].note.startswith("the target was not reached within max_nfe=64: ")
-    assert short[method].forward <= 64
-    assert short[method].note in str(short)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

@@ -123,6 +123,62 @@ def test_the_calls_that_measure_the_solver_s_error_are_counted() -> None:
     assert found.vjp == 2 * found.forward
 
 
+def test_the_error_of_the_solver_is_not_the_noise_of_the_trace() -> None:
+    """Both solves of a datum have the same probes, which stay: their difference is the solver's."""
+    truth = oracle("mixture16")
+    model, x = VPSDE(truth, PATHS["vp-logsnr"]), truth.sample(8, seed=1)
+    exact, noisy = (ode_likelihood(model, x, trace=trace, steps=8) for trace in (Exact(), Hutchinson(2)))
+    assert exact.solver_error is not None
+    assert noisy.solver_error is not None
+    assert noisy.solver_error < 3 * exact.solver_error < 0.1 * noisy.estimator_se * math.sqrt(8)
+
+
+def test_a_probability_above_one_is_no_bound() -> None:
+    truth = Posterior([[0.97, 0.01, 0.01, 0.01]] * 2, Bins(4).centers(torch.float64).numpy())
+    model = GaussianDiffusion(truth, VP(LinearLogSNR(6, -8)), Continuous(), SoftmaxDecoder(Bins(4)))
+    found = ode_likelihood(model, truth.sample(8, seed=0), solver="euler", steps=1, check=2, target_se=1e6)
+    assert found.nats < 0
+    assert found.solver_error is not None
+    assert found.solver_error < 1e6  # which nobody minds
+    assert found.kind == "estimate"
+    assert found.note == "grey levels would have a probability above one: the solver's error is larger than the result"
+
+
+def test_further_draws_have_noise_of_their_own() -> None:
+    model, x, common = grey_model(), grey(5), {"solver": "heun", "steps": 2}
+    whole = ode_log_prob(model, x, draws=5, **common)
+    first, rest = (ode_log_prob(model, x, draws=n, first=i, **common) for n, i in ((2, 0), (3, 2)))
+    torch.testing.assert_close(torch.cat([first.draws, rest.draws], 1), whole.draws)
+    assert float((first.draws[:, :2] - rest.draws[:, :2]).abs().min()) > 1e-6
+
+
+def test_the_noise_of_one_draw_by_the_trace_is_an_average() -> None:
+    """With several draws for each datum, weighted or not, and in the bias that is reported."""
+    model, x, common = grey_model(std=0.3), grey(6), {"solver": "heun", "steps": 2, "trace": Hutchinson(4)}
+    few, many = (ode_log_prob(model, x, draws=draws, **common) for draws in (2, 40))
+    assert 0.3 < float(many.trace_variance.mean() / few.trace_variance.mean()) < 3
+    weighted = ode_log_prob(model, x, draws=2, K=5, noisy=True, **common)
+    report = ode_likelihood(model, x, draws=2, K=5, noisy=True, check=0, control=None, **common)
+    assert report.settings["noise_bias"] == pytest.approx(0.5 * float(weighted.trace_variance.mean()))
+
+
+def test_calls_of_the_decoder_are_counted() -> None:
+    model = VPSDE(grey_model().denoiser, decoder=PosteriorDecoder(Bins(5)))
+    found = ode_likelihood(model, grey(4), solver="heun", steps=3, draws=2, check=0)
+    assert found.forward == 2 * (6 + 1)
+    assert found.vjp == 2 * 6 * 9
+
+
+def test_data_in_float64_are_scored_in_float64() -> None:
+    model, x = grey_model(), grey(4)
+    single, double = (ode_log_prob(model, y, solver="heun", steps=3, trace=Exact()) for y in (x, x.double()))
+    assert (single.z.dtype, double.z.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(single.log_prob, double.log_prob, rtol=1e-4, atol=1e-3)
+    report = ode_likelihood(model, x.double(), solver="heun", steps=3, trace=Exact(), draws=1, check=0)
+    torch.testing.assert_close(-report.values, double.log_prob, rtol=0, atol=1e-9)
+    assert float((-report.values - single.log_prob).abs().max()) > 1e-9
+
+
 # --- what it says of data ---------------------------------------------------------------------------------------------
 
 

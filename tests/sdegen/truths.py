@@ -16,7 +16,7 @@ from sdegen.models import VPSDE, GaussianDiffusion
 from sdegen.networks import MLP
 from sdegen.oracles import GaussianOracle, MixtureOracle, Oracle, PixelOracle
 from sdegen.paths import VE, VP, Flow, GaussianPath, LinearBeta, LinearLogSNR
-from solvers import Prediction
+from solvers import Prediction, expand
 
 C2 = 0.25
 """Variance of the one-dimensional Gaussian data."""
@@ -54,9 +54,32 @@ class Posterior(PixelOracle):
         return self._joint(z, alpha, sigma)[0].log_softmax(-1)
 
 
-def grey_model() -> GaussianDiffusion:
-    """An untrained network on five grey levels."""
-    return VPSDE(Denoiser(MLP((1, 3, 3), 5, width=8, depth=1), "levels", Bins(5)))
+class OfAClass:
+    """Class k has data N(k, 1/4); without a class, an even mixture of two."""
+
+    event_shape = (1,)
+
+    def predict(self, path: GaussianPath, cond: Tensor | None = None) -> Callable[[Tensor, Tensor], Prediction]:
+        if cond is None:
+            return MixtureOracle([0.5, 0.5], [[0.0], [1.0]], [[C2], [C2]]).predict(path)
+        centred, mean = GaussianOracle([0.0], [C2]).predict(path), cond.double()[:, None]
+
+        def predict(z: Tensor, t: Tensor) -> Prediction:
+            assert len(z) == len(cond), "a label for every row"
+            x0, eps = centred(z - expand(path.alpha(t), z) * mean, t)
+            return Prediction(x0 + mean, eps)
+
+        return predict
+
+
+def grey_model(std: float | None = None) -> GaussianDiffusion:
+    """A network on five grey levels, untrained or with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = MLP((1, 3, 3), 5, width=8, depth=1)
+        for p in net.parameters() if std is not None else ():
+            torch.nn.init.normal_(p, std=std)
+    return VPSDE(Denoiser(net, "levels", Bins(5)))
 
 
 def grey(n: int) -> Tensor:
