@@ -162,7 +162,7 @@ class Form(ABC):
 
     def zeroth(self, h: Tensor) -> Tensor:
         """m_0 = INT_0^h exp(sign u) du: e^h - 1 (eps) or 1 - e^-h (x0), any shape."""
-        return self.sign * torch.expm1(self.sign * h)
+        return h.expm1() if self.sign > 0 else -(-h).expm1()
 
     def moments(self, h: Tensor, count: int) -> Tensor:
         """m_k = INT_0^h (u / h)^k exp(sign (h - u)) du = h k! phi_(k+1)(sign h) for k < count.

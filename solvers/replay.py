@@ -388,7 +388,7 @@ def _drawing(table: Table, noise: Draws | None) -> Callable[[int], Tensor]:
         return lambda k: noise[k]
     if np.isnan(table.intervals).any():
         raise ValueError(f"{table.name} draws noises that are no Brownian increments: pass the {table.draws} noises")
-    ends = torch.tensor(table.intervals)
+    ends = list(zip(*(column.unbind() for column in torch.tensor(table.intervals).unbind(1)), strict=True))
     return lambda k: noise(*ends[k])
 
 

@@ -60,7 +60,7 @@ class RungeKutta(Solver[None]):
         cls.nfe_per_step = len(cls.tableau.b)
 
     def step(self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, state: None, noise: Noise) -> tuple[Tensor, None]:
-        h, here = number(s - t), problem.terms(x, t)
+        h, here = number(s) - number(t), problem.terms(x, t)
         slopes = [problem.slope(x, t)]
         for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):
             u = s if abs(c - 1) < 1e-12 else t + c * h
