@@ -273,4 +273,4 @@ def _shares(apart: Tensor, hats: Tensor, knots: Tensor) -> Tensor:
     steps = torch.eye(len(knots), dtype=torch.float64).diff(dim=0) / (WALK * float(knots[1] - knots[0]) ** 0.5)
     prior = torch.kron(steps.mT @ steps, torch.eye(count, dtype=torch.float64))
     weak = 1e-6 * torch.eye(len(prior), dtype=torch.float64)
-    return torch.linalg.solve(design.mT @ design + prior + weak, design.mT @ scaled[:, 0]).reshape(-1, count)
+    return torch.linalg.solve(design.mT @ design + prior + weak, design.mT @ scaled[:, 0]).reshape(len(knots), count)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from sdegen.models import VAE, VPSDE, GaussianDiffusion
 from sdegen.networks import MLP
 from sdegen.objectives import Objective, UniformTime
 from sdegen.oracles import GaussianOracle, MixtureOracle
-from sdegen.paths import VP, Cosine, LinearLogSNR
+from sdegen.paths import VP, Cosine, GaussianPath, LinearLogSNR
+from solvers import Prediction
 
 
 def _scores(model: GaussianDiffusion, x: Tensor, **settings: Any) -> Tensor:
@@ -168,3 +171,77 @@ def test_labels_reach_the_network(decoder: GaussianDecoder, control: str | None)
     assert own.nats == pytest.approx(-float(of_class.log_prob(X).mean()), abs=4 * own.estimator_se + 0.02)
     assert none.nats == pytest.approx(-float(of_any.log_prob(x).mean()), abs=4 * none.estimator_se + 0.02)
     assert other.nats > own.nats + 1
+
+
+# --- what a report rests on -------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_believed_with_32_degrees_of_freedom_and_no_more_is_asked() -> None:
+    """Every stratum of every datum counts: one datum with 32 of them is done after two rounds."""
+    model = VPSDE(MIXTURE, VP(LinearLogSNR(8, -5)))
+    for n, draws, repeats in ((1, 32, 2), (1, 8, 5), (4, 8, 2), (1, 1, 33)):
+        found = bound(model, MIXTURE.sample(n, seed=0), draws=draws, target_se=1e3, control=None)
+        assert found.settings["repeats"] == repeats
+
+
+def test_the_error_of_the_data_is_what_lies_beyond_their_noise() -> None:
+    model, x = VPSDE(MIXTURE, VP(LinearLogSNR(8, -5))), MIXTURE.sample(500, seed=0)
+    for draws in (8, 32):
+        found = bound(model, x, draws=draws, control=None)
+        spread = float(found.values.var()) - 500 * found.estimator_se**2  # less the mean variance of a value
+        assert found.data_se == pytest.approx(math.sqrt(spread / 500), rel=1e-9)
+    assert float(found.values.var()) > 500 * found.estimator_se**2
+
+
+def test_the_noise_at_the_clean_end_is_not_that_of_the_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = VPSDE(MIXTURE, VP(LinearLogSNR(8, -5)), decoder=TweedieDecoder()), MIXTURE.sample(400, seed=0)
+    seen: dict[str, Tensor] = {}
+    for name in ("error", "reconstruction"):
+        ask = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda *a, name=name, ask=ask: (seen.setdefault(name, a[2].flatten()), ask(*a))[1]
+        )
+    bound(model, x, draws=1, repeats=1, control=None)
+    assert len(seen["error"]) == len(seen["reconstruction"]) == 400
+    assert abs(float((seen["error"] * seen["reconstruction"]).mean())) < 4 / math.sqrt(400)
+
+
+def test_looks_at_the_clean_end_are_shared_out_by_what_they_are_worth() -> None:
+    """At one price the best numbers of draws are as the standard deviations of the terms."""
+    model, x = VPSDE(MIXTURE, VP(LinearLogSNR(4, -5)), decoder=TweedieDecoder()), MIXTURE.sample(300, seed=0)
+    variate = pilot(model, x, controls=(), pairs=20_000)
+    rows, draw = x.repeat_interleave(100, 0), torch.Generator().manual_seed(0)
+    pairs = torch.randn(2, len(rows), 1, dtype=torch.float64, generator=draw)
+    q = model.encode(rows).bottom
+    one, other = (model.reconstruction(rows, q, noise) for noise in pairs)
+    u = torch.rand(len(rows), dtype=torch.float64, generator=draw)
+    at = model.levels.draw(model.path, u, variate.density)
+    levels = [0.5 * at.weight * model.error(rows, at.t, noise) for noise in pairs]
+    ratio = (one - other).square().mean().sqrt() / (levels[0] - levels[1]).square().mean().sqrt()
+    assert variate.looks == pytest.approx(float(ratio), rel=0.2)
+    few = bound(model, x, draws=16, control=replace(variate, looks=0.25, calls=0))
+    most = bound(model, x, draws=16, control=replace(variate, looks=9.0, calls=0))
+    assert (few.forward, most.forward) == (2 * (16 + 4), 2 * (16 + 16))  # never more looks than levels
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    x = MIXTURE.sample(10, seed=0)
+
+    class Breaks:
+        event_shape = (1,)
+
+        def predict(self, path: GaussianPath) -> Callable[[Tensor, Tensor], Prediction]:
+            ask = MIXTURE.predict(path)
+
+            def predict(z: Tensor, t: Tensor) -> Prediction:
+                x0, eps = ask(z, t)
+                return Prediction(x0, torch.where(z.abs() > 2, math.nan, eps))
+
+            return predict
+
+    model = VPSDE(Breaks(), VP(LinearLogSNR(8, -5)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"what the model says of example \d+ is not finite"):
+        bound(model, x, samples=range(100, 110), draws=64)
+    x[7] = math.nan
+    with pytest.raises(ValueError, match="example 7 is not finite"):
+        bound(model, x)
