@@ -235,7 +235,8 @@ class BrownianMotion:
         start, end = float(a), float(b)
         if not 0 < abs(end - start) < WIDTH:
             raise ValueError(f"a step of noise has a length above 0 and below {WIDTH:g}, not from {start} to {end}")
-        places, weights = _increments(a.detach().double().reshape(1), b.detach().double().reshape(1), self.depth)
+        ends = torch.tensor([[start], [end]], dtype=torch.float64)
+        places, weights = _increments(ends[0], ends[1], self.depth)
         upper, lower = cast("list[list[int]]", cast("Any", places[..., 0]).tolist())
         shares = cast("list[float]", cast("Any", weights.flatten()).tolist())
         terms = {place: c for place, c in zip((*upper, *lower), shares, strict=True) if c}
