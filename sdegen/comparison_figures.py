@@ -8,7 +8,8 @@ for, then the best for the others), all others are thin and grey, and a family a
     shades      every solver and every budget as a table of shades
     families    one small picture for each kind of solver, the others behind
     orders      errors beside the slope that each declared order promises, and the orders that were measured
-    samples     where the same noises end, solver by solver and budget by budget
+
+Where the same noises end, solver by solver and budget by budget, is drawn by :mod:`sdegen.comparison_samples`.
 """
 
 from __future__ import annotations
@@ -26,46 +27,60 @@ from matplotlib.ticker import MaxNLocator
 from sdegen import plots
 from sdegen.families import FAMILIES
 from sdegen.pages import sig
-from sdegen.plane import Plane, planes
 from sdegen.plots import Dot, Panel, Series
 from sdegen.standings import MEASURES, Problem, Row, front
 from sdegen.style import FAINT, GREY, INK, Canvas, Look, style, styled
 
-__all__ = ["costs", "families", "orders", "ranking", "samples", "shades"]
+__all__ = ["KINDS", "costs", "families", "orders", "parts_of", "ranking", "shades", "together"]
 
 REST, PALE, INKY = Look(GREY, "", "-"), Look("#c9c7c0", "", "-"), Look("#000000", "", "-")
-PROMISE = Look(INK, "", (0, (2, 2)))
+PROMISE, COLD = Look(INK, "", (0, (2, 2))), Look(GREY, "", (0, (1, 1.5)))
 SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#4f66ad", "#8a9bc9", "#c3cce2", "#fbfaf6"])
 """Dark is accurate. The lightness falls evenly, so that the order survives a greyscale printer."""
 
 FEW = 9  # solvers that can all be named in one picture
-POINTS = 80  # of a cloud that are drawn: every one is an element of the page
+OF_FAMILY, OF_ORDER = 2, 3  # that are named in the pictures of one
 
 KINDS = {False: "ODE", True: "SDE"}
 
 
 def ranking(
-    problem: Problem, budget: int, look: Mapping[str, Look], *, count: int = 5, on: Canvas | None = None
+    problem: Problem,
+    budget: int,
+    look: Mapping[str, Look],
+    *,
+    count: int = 5,
+    width: float = 4.4,
+    on: Canvas | None = None,
 ) -> Canvas:
-    """The best solvers of each equation for one budget, with 95 % intervals."""
+    """The best solvers of each equation for one budget, with 95 % intervals.
+
+    Args:
+        problem: the solvers and what is known of them.
+        budget: network calls.
+        look: of each.
+        count: of each equation, at most.
+        width: of a new figure, in inches.
+        on: draw here in place of a new figure.
+    """
     rows = [row for noisy in KINDS for row in problem.ranked(budget, "error", stochastic=noisy)[:count]]
     dots = [
         Dot(
             f"{row.label} ({KINDS[row.stochastic]})",
             row["error"].value,
             look=look.get(row.label, Look(GREY, "o", "-")),
-            text=f"{row['error'].value:.2g}",
+            text=sig(row["error"].value),
             span=row["error"][1:] if row["error"].low > 0 else None,
         )
         for row in rows
     ]
     ends = [dot.span or (dot.value, dot.value) for dot in dots]
-    xlabel = f"pathwise error with {budget} network calls (less is better)"
+    xlabel = f"pathwise error with {budget} calls (less is better)"
     limits = (min(low for low, _ in ends) / 1.3, max(high for _, high in ends) * 3)
-    return plots.dots(dots, xlabel=xlabel, log=True, xlim=limits, size=(5.4, 0.5 + 0.22 * len(dots)), on=on)
+    return plots.dots(dots, xlabel=xlabel, log=True, xlim=limits, size=(width, 0.5 + 0.21 * len(dots)), on=on)
 
 
-def _parts(on: Canvas | None, size: tuple[float, float], rows: int, columns: int) -> list[Any]:
+def parts_of(on: Canvas | None, size: tuple[float, float], rows: int, columns: int) -> list[Any]:
     """A new figure, or the given one, in parts."""
     with style():
         figure = Figure(size, layout="constrained") if on is None else on
@@ -197,14 +212,60 @@ def _frame(column: int, row: int) -> Any:
     return Rectangle((column + 0.03, row + 0.06), 0.94, 0.88, fill=False, ec=INK, lw=1.1, zorder=4)
 
 
+def together(problem: Problem, budget: int) -> list[list[str]]:
+    """The solvers that are named in one pair of axes, and should not look alike there; for every pair of axes."""
+    found = [problem.handful("error", budget, stochastic=noisy) for noisy in KINDS]
+    found += [problem.handful(problem.distance, budget)] if problem.distance else []
+    if len(problem.labels) <= FEW:
+        found.append(problem.labels)
+    ranked = problem.quality("error")
+    members = [{row.label for row in problem.rows if row.family == name} for name in _families(problem)]
+    found += [_first(ranked, inside, OF_FAMILY) for inside in members]
+    found += [_first(ranked, {row.label for row in rows}, OF_ORDER) for rows in _by_order(problem).values()]
+    return found
+
+
+def _first(ranked: Sequence[str], inside: Collection[str], count: int) -> list[str]:
+    return [label for label in ranked if label in inside][:count]
+
+
+def _families(problem: Problem) -> list[str]:
+    """Those with a member that has an error to show."""
+    known = {row.family for row in problem.rows if math.isfinite(row["error"].value)}
+    return [name for name in (*FAMILIES, "Others") if name in known]
+
+
+def _by_order(problem: Problem) -> dict[str, list[Row]]:
+    """Rows of fixed steps by what they declare, under a title."""
+    fixed = [row for row in problem.rows if row.order and math.isfinite(row["error"].value)]
+    ode = [row for row in fixed if not row.stochastic]
+    groups = {f"ODE solvers of order {p}": [row for row in ode if row.order == p] for p in (1, 2, 3)}
+    groups["ODE solvers of order 4 and more"] = [row for row in ode if row.order >= 4]
+    groups["SDE solvers, along one path"] = [row for row in fixed if row.stochastic]
+    return {title: rows for title, rows in groups.items() if rows}
+
+
 def families(problem: Problem, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
     """One small picture for each kind of solver: its members dark, the others of the same equation pale behind."""
-    known = [name for name in (*FAMILIES, "Others") if any(row.family == name for row in problem.rows)]
+    known = _families(problem)
     rows = -(-len(known) // 3)
-    parts = _parts(on, (11, 2.5 * rows), rows, 3)
+    parts = parts_of(on, (11, 2.5 * rows), rows, 3)
     for part, name in zip(parts, known, strict=False):
         plots.lines([_family(problem, name, look)], on=part)
+    _align(parts, 2.5)
     return parts[0].figure if on is None else on
+
+
+def _align(parts: Sequence[Any], height: float) -> None:
+    """Small pictures in columns and rows: axes of one size at one place of each, with room for names at the right.
+
+    Args:
+        parts: the small pictures, a third of the page wide.
+        height: of each, in inches.
+    """
+    for part in parts:
+        for axes in part.axes:
+            axes.set_position((0.16, 0.46 / height, 0.54, 1 - 0.82 / height))
 
 
 def _family(problem: Problem, name: str, look: Mapping[str, Look]) -> Panel:
@@ -213,26 +274,25 @@ def _family(problem: Problem, name: str, look: Mapping[str, Look]) -> Panel:
     rows = [row for row in known if row.stochastic in noisy]
     inside = {row.label for row in rows if row.family == name}
     looked = {f"_{row.label}": INKY if row.label in inside else PALE for row in rows}
-    return _errors(problem, rows, inside, name, {**look, **looked}, count=2)
+    return _errors(problem, rows, inside, name, {**look, **looked}, count=OF_FAMILY)
 
 
 def orders(problem: Problem, look: Mapping[str, Look], *, on: Canvas | None = None) -> Canvas:
     """Errors of the solvers of each declared order beside the slope that it promises; measured orders of all."""
-    fixed = [row for row in problem.rows if row.order and math.isfinite(row["error"].value)]
-    groups = {f"ODE solvers of order {p}": [r for r in fixed if r.order == p and not r.stochastic] for p in (1, 2, 3)}
-    groups["ODE solvers of order 4 and more"] = [row for row in fixed if row.order >= 4 and not row.stochastic]
-    groups["SDE solvers, along one path"] = [row for row in fixed if row.stochastic]
     panels = []
-    for title, rows in groups.items():
-        if rows:
-            p = 1 if rows[0].stochastic else min(row.order for row in rows)
-            look = {**look, f"order {p}": PROMISE}
-            panel = _errors(problem, rows, {row.label for row in rows}, title, look, count=3)
-            panels.append(replace(panel, series={**panel.series, f"order {p}": _promise(rows, p)}))
-    parts = _parts(on, (11, 6.6), 2, 3)
+    for title, rows in _by_order(problem).items():
+        p = 1 if rows[0].stochastic else min(row.order for row in rows)
+        q = p if rows[0].stochastic else min(row.start_order for row in rows)
+        promised = {f"order {p}": p} | ({f"cold start: {q}": q} if q < p else {})
+        panel = _errors(problem, rows, {row.label for row in rows}, title, look, count=OF_ORDER)
+        lines = {name: _promise(rows, order) for name, order in promised.items()}
+        known = {**panel.look, f"cold start: {q}": COLD, f"order {p}": PROMISE}
+        panels.append(replace(panel, series={**panel.series, **lines}, look=known))
+    parts = parts_of(on, (11, 6.6), 2, 3)
     for part, panel in zip(parts, panels, strict=False):
         plots.lines([panel], on=part)
     _measured(parts[len(panels)], problem)
+    _align(parts, 3.3)
     return parts[0].figure if on is None else on
 
 
@@ -240,7 +300,7 @@ def _errors(
     problem: Problem, rows: Sequence[Row], inside: Collection[str], title: str, look: Mapping[str, Look], count: int
 ) -> Panel:
     """Error against calls of some rows, the best of those inside named."""
-    best = [label for label in problem.quality("error") if label in inside][:count]
+    best = _first(problem.quality("error"), inside, count)
     looked = {**{f"_{row.label}": REST for row in rows}, **look}
     curves = _curves(problem, rows, "error", "nfe", best)
     curves = dict(sorted(curves.items(), key=lambda item: (item[0] in best, item[0].removeprefix("_") in inside)))
@@ -260,101 +320,25 @@ def _promise(rows: Sequence[Row], p: int) -> Series:
 
 @styled
 def _measured(on: Canvas, problem: Problem) -> None:
-    """Measured order of every solver beside the declared one; those that fall short are named."""
+    """Measured order of every solver beside the declared one; those that fall short even for a cold start are named."""
     axes, found = on.subplots(), problem.orders
     ends = np.array([0.4, max(order.declared for order in found) + 0.9])
     axes.fill_between(ends, ends - 0.2, ends + 0.2, color=FAINT, alpha=0.7, lw=0)
     for noisy, mark in ((False, "o"), (True, "D")):
         mine = [order for order in found if order.stochastic == noisy]
-        x = [order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(mine)]
-        y = [order.measured.value for order in mine]
-        axes.plot(x, np.clip(y, -0.2, ends[1] + 0.4), mark, color=INK, ms=3.6, alpha=0.5, mew=0)
+        x = np.array([order.declared + 0.06 * (i % 5 - 2) for i, order in enumerate(mine)])
+        y = np.clip([order.measured.value for order in mine], -0.2, ends[1] + 0.4)
+        axes.plot(x, y, mark, color=INK, ms=3.6, alpha=0.5, mew=0)
+        for place, order in zip(x, mine, strict=True):
+            if order.start < order.declared:  # what is promised of a cold start, and up to where
+                axes.plot([place, place], [order.start, order.declared], "_-", color=GREY, lw=0.6, ms=4, alpha=0.7)
     named: list[float] = []
-    for order in sorted(found, key=lambda order: order.measured.high - order.declared)[:12]:
+    for order in sorted(found, key=lambda order: order.measured.high - order.start)[:12]:
         value = order.measured.value
         apart = all(abs(value - other) > 0.05 * (ends[1] + 1) for other in named)
-        if order.measured.high < order.declared - 0.2 and value > -0.2 and apart:
+        if order.short and value > -0.2 and apart:
             named.append(value)
             axes.annotate(order.label, (order.declared + 0.2, value), size=7.5, color=GREY, va="center")
     axes.set(title="Measured: ● ODE, ◆ SDE", xlabel="declared order", ylabel="measured order", xlim=ends)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(-0.4, ends[1] + 0.6)
-
-
-def samples(problem: Problem, *, on: Canvas | None = None) -> Canvas:
-    """Where the same noises end with some solvers, the best among them, and every budget.
-
-    Args:
-        problem: with pictures, of images or of points in the plane.
-        on: draw here in place of a new figure.
-    """
-    if problem.pictures is None:
-        raise ValueError(f"there are no endpoints of {problem.title} to look at")
-    shown, exact = problem.pictures
-    budgets = [budget for budget in problem.budgets if any(b == budget for _, b in shown)][:4]
-    known = {label for label, _ in shown}
-    one, rows = next(iter(shown.values())), dict[str, list[str]]()
-    for noisy, kind in KINDS.items():
-        ranked = [label for label in problem.quality("error", stochastic=noisy) if label in known]
-        rows[kind] = _some(ranked, best=1 if noisy or one.ndim == 2 else 3)
-    draw = _strips if one.ndim == 4 else _clouds
-    return draw(problem, {kind: labels for kind, labels in rows.items() if labels}, budgets, shown, exact, on)
-
-
-def _some(ranked: Sequence[str], best: int) -> list[str]:
-    """The best, one of the middle and one of the lower quarter: the best alone look all alike."""
-    more = [ranked[int(share * (len(ranked) - 1))] for share in (0.5, 0.8)] if ranked else []
-    return list(dict.fromkeys([*ranked[:best], *more]))
-
-
-def _strips(
-    problem: Problem,
-    rows: Mapping[str, Sequence[str]],
-    budgets: Sequence[int],
-    shown: Mapping[tuple[str, int], np.ndarray],
-    exact: Mapping[str, np.ndarray],
-    on: Canvas | None,
-    columns: int = 6,
-) -> Canvas:
-    """Images in rows, under what is exact."""
-    nothing = np.full_like(next(iter(shown.values())), np.nan)
-    names: list[str] = []
-    breaks: list[int] = []
-    blocks: dict[str, list[np.ndarray]] = {f"{budget} calls": [] for budget in budgets}
-    notes: dict[str, list[str]] = {title: [] for title in blocks}
-    for kind, labels in rows.items():
-        breaks.append(len(names))
-        names += [f"exact {kind}"] * (kind in exact) + list(labels)
-        for budget, title in zip(budgets, blocks, strict=True):
-            if kind in exact:
-                blocks[title].append(exact[kind])
-                notes[title].append("")
-            for label in labels:
-                row = problem.at(label, budget)
-                blocks[title].append(shown.get((label, budget), nothing))
-                notes[title].append("" if row is None else sig(row["error"].value, 1))
-    images = {title: np.stack(block)[:, :columns].mean(2) for title, block in blocks.items()}
-    return plots.strips(images, names, notes=notes, breaks=breaks, on=on)
-
-
-def _clouds(
-    problem: Problem,
-    rows: Mapping[str, Sequence[str]],
-    budgets: Sequence[int],
-    shown: Mapping[tuple[str, int], np.ndarray],
-    exact: Mapping[str, np.ndarray],
-    on: Canvas | None,
-) -> Canvas:
-    """Points in the plane, with a hair from where the equation takes each."""
-    labels = [(kind, label) for kind, mine in rows.items() for label in mine][:5]
-    every = np.concatenate(list(exact.values()) or list(shown.values()))
-    reach = 1.25 * float(np.quantile(np.abs(every), 0.995))
-    parts = _parts(on, (11, 11 / len(labels) * 0.98 * len(budgets)), len(budgets), 1)
-    for part, budget in zip(parts, budgets, strict=True):
-        panels = []
-        for kind, label in labels:
-            ends, title = shown.get((label, budget)), f"{label}, {budget} calls"
-            hairs = None if ends is None or kind not in exact else np.stack([exact[kind], ends])[:, :POINTS]
-            panels.append(Plane(title, points=None if ends is None else ends[:POINTS], twins=hairs))
-        planes(panels, reach=reach, on=part)
-    return parts[0].figure if on is None else on

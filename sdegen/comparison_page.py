@@ -2,8 +2,8 @@
 
 :func:`build` draws it from results files of ``sdegen compare`` alone. The order of the page is that of a reader's
 questions: the answer in ten seconds, the price of accuracy, every solver at a glance, families, orders, every cell, and
-how it was measured. Words live in ``templates/comparison.html.j2``, pictures in :mod:`sdegen.comparison_figures`, who
-wins in :mod:`sdegen.standings`.
+how it was measured. Words live in ``templates/comparison.html.j2``, pictures in :mod:`sdegen.comparison_figures` and
+:mod:`sdegen.comparison_samples`, who wins in :mod:`sdegen.standings`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from markupsafe import Markup
 from sdegen import comparison_figures as pictures
 from sdegen import pages
 from sdegen.comparison import table
+from sdegen.comparison_samples import samples
 from sdegen.figures import BUDGET
 from sdegen.files import write_bytes
 from sdegen.likelihood.tables import SIGNS
 from sdegen.provenance import versions
 from sdegen.standings import DISTANCES, MEASURES, Interval, Problem, Row, Source, Standings
-from sdegen.style import Canvas, Look, looks, save, svg
+from sdegen.style import COLORS, Canvas, Look, looks, save, svg
 
 __all__ = ["Best", "build"]
 
@@ -56,6 +57,9 @@ COLUMNS = {
 }
 """The measures as heads of columns."""
 
+SHOWN = ("error", "error_median", "sliced_w2", "seconds", "overhead_us")
+"""Of these, the columns that fit a laptop's screen; the others are shown on demand."""
+
 
 class Best(NamedTuple):
     """Who is best for a budget.
@@ -64,11 +68,13 @@ class Best(NamedTuple):
         ranked: best first; never empty.
         measure: by which they are ranked.
         inside: how many are within the floor, and cannot be told apart.
+        calls: the fewest with which the first is within the floor; infinite where it is not.
     """
 
     ranked: Sequence[Row]
     measure: str
     inside: int
+    calls: float
 
     @property
     def first(self) -> Row:
@@ -125,7 +131,7 @@ def build(
 
 def _context(found: Standings, draw: Draw, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Everything that the template names; figures are drawn on the way."""
-    look = looks(list(dict.fromkeys(name for problem in found.problems for name in _named(problem))))
+    look = _looks([group for problem in found.problems for group in pictures.together(problem, _budget(problem))])
     parts = [_part(f"p{i}", problem, look, draw) for i, problem in enumerate(found.problems, start=1)]
     sources = [_Described(source) for source in found.sources]
     single = len(parts) == 1
@@ -141,6 +147,9 @@ def _context(found: Standings, draw: Draw, scored: Sequence[Mapping[str, Any]]) 
         "solvers": len({row.solver for _, row in cells}),
         "cells": cells,
         "grids": len({row.grid for _, row in cells}),
+        "codes": len({code for _, row in cells for code in row.codes}),
+        "cold": any(row.start_order < row.order for _, row in cells),
+        "shown": SHOWN,
         "measures": [name for name in MEASURES if any(math.isfinite(row[name].value) for _, row in cells)],
         "columns": COLUMNS,
         "scored": scored,
@@ -156,12 +165,19 @@ def _context(found: Standings, draw: Draw, scored: Sequence[Mapping[str, Any]]) 
     }
 
 
-def _named(problem: Problem) -> list[str]:
-    """The solvers that have a look of their own: the same in every figure of the page."""
-    budget = _budget(problem)
-    found = [problem.handful("error", budget, stochastic=noisy) for noisy in (False, True)]
-    found += [problem.handful(problem.distance, budget)] if problem.distance else []
-    return [name for names in found for name in names]
+def _looks(groups: Sequence[Sequence[str]]) -> dict[str, Look]:
+    """A look for every name, the same in all figures of the page, so that no two of one group have one colour.
+
+    >>> look = _looks([["a", "b"], ["c", "a"]])
+    >>> len({look["a"].color, look["b"].color}), len({look["a"].color, look["c"].color})
+    (2, 2)
+    """
+    every, found = list(looks([str(i) for i in range(len(COLORS))]).values()), dict[str, Look]()
+    for name in dict.fromkeys(name for group in groups for name in group):
+        near = {found[other].color for group in groups if name in group for other in group if other in found}
+        free = [look for look in every if look.color not in near] or every
+        found[name] = free[len(found) % len(free)]
+    return found
 
 
 def _budget(problem: Problem) -> int:
@@ -208,7 +224,7 @@ _FIGURES: dict[str, tuple[Callable[[Problem], bool], list[tuple[str, Callable[..
         ("orders", lambda p, b, look: pictures.orders(p, look), "Error against calls by order, and measured orders"),
     ]),
     "samples": (lambda p: p.pictures is not None, [
-        ("samples", lambda p, b, look: pictures.samples(p), "Endpoints, a row or column for each solver and budget"),
+        ("samples", lambda p, b, look: samples(p), "Endpoints, a row or column for each solver and budget"),
     ]),
 }  # fmt: skip
 """The pieces of a problem: when they can be drawn, and their figures as (name, how, alternative text)."""
@@ -222,8 +238,8 @@ def _bests(problem: Problem, budget: int) -> dict[str, Best | None]:
     found: dict[str, Best | None] = {}
     for name, (measure, noisy) in views.items():
         ranked = problem.ranked(budget, measure, stochastic=noisy)
-        inside = sum(row[measure].value <= problem.limit(measure) for row in ranked)
-        found[name] = Best(ranked, measure, inside) if ranked else None
+        inside, arrives = sum(problem.inside(row, measure) for row in ranked), problem.arrivals(measure)
+        found[name] = Best(ranked, measure, inside, arrives.get(ranked[0].label, math.inf)) if ranked else None
     return found
 
 

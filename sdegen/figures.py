@@ -130,9 +130,10 @@ def problem(found: Result) -> Problem:
 
 
 def ranking(found: Result, budget: int, *, on: Canvas | None = None) -> Canvas:
-    """The best solvers of each equation by pathwise error, with at most ``budget`` calls."""
+    """All solvers by pathwise error with at most ``budget`` calls, each equation by itself."""
     standing = problem(found)
-    return comparison_figures.ranking(standing, budget, looks(standing.labels), on=on)
+    count = len(standing.labels)
+    return comparison_figures.ranking(standing, budget, looks(standing.labels), count=count, width=5.4, on=on)
 
 
 def samples(found: Result, *, count: int = 48, on: Canvas | None = None) -> Canvas:

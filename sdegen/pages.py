@@ -46,16 +46,16 @@ def fixed(value: float, digits: int = 3) -> str:
 def sig(value: float, digits: int = 2) -> str:
     """A number with so many significant digits, and powers of ten only where it is tiny or huge.
 
-    >>> sig(0.08534), sig(1.7551), sig(0.0000034), sig(123456.0)
-    ('0.085', '1.8', '3.4·10⁻⁶', '1.2·10⁵')
+    >>> sig(0.08534), sig(-1.7551), sig(0.0000034), sig(123456.0)
+    ('0.085', '−1.8', '3.4·10⁻⁶', '1.2·10⁵')
     """
     if not math.isfinite(value) or value == 0:
         return "–"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     if decimals < 6 and abs(value) < 1e5:
-        return f"{value:.{decimals}f}"
+        return f"{value:.{decimals}f}".replace("-", "−")
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return f"{mantissa.replace('-', '−')}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from sdegen import figures, pages, results
 from sdegen.figures import BUDGET
 from sdegen.files import DamagedFile, write_bytes
+from sdegen.pages import sig
 from sdegen.results import Result
 from sdegen.runs import RESULTS, Run
 from sdegen.standings import Problem, Row
@@ -116,7 +117,7 @@ def _context(manifest: Mapping[str, Any], found: Mapping[str, Result]) -> dict[s
         "command": pages.command(str(manifest.get("command", ""))),
         "created": pages.moment(manifest["created"]),
         "budget": BUDGET,
-        "solvers": len(set(found["errors"]["solver"])) if "errors" in found else 0,
+        "solvers": len(set(found["strips"]["solver"])) if "strips" in found else 0,
         "trained": sum(seconds for stage, seconds in stages.items() if stage.startswith("Train")),
         "stages": [*stages.items()],
         "facts": _facts(manifest, found),
@@ -171,13 +172,18 @@ def _strips(draw: Draw, found: Result, columns: int = 10) -> dict[str, Any]:
 def _errors(draw: Draw, found: Result) -> dict[str, Any]:
     problem = figures.problem(found)
     draw("errors", figures.errors(found), "Error of every solver against the number of network calls")
-    ranked = {measure: problem.ranked(BUDGET, measure) for measure in ("error", "sliced_w2")}
-    if ranked["error"]:
-        heard = "; ".join(f"{row.label} {row['error'].value:.3f}" for row in ranked["error"])
-        draw("ranking", figures.ranking(found, BUDGET), heard)
+    # Two equations, two rankings: a distance from the one's solution says nothing beside one from the other's.
+    ranked = {kind: problem.ranked(BUDGET, "error", stochastic=kind == "SDE") for kind in ("ODE", "SDE")}
+    if rows := [row for kind in ranked.values() for row in kind]:
+        draw(
+            "ranking",
+            figures.ranking(found, BUDGET),
+            "; ".join(f"{row.label} {sig(row['error'].value)}" for row in rows),
+        )
     return {
         "ranked": ranked, **_common(found), "floor": [problem.floors["sliced_w2"], problem.limit("sliced_w2")],
-        "tables": {measure: _table(problem, measure) for measure in ranked},
+        "tables": {measure: _table(problem, measure) for measure in ("error", "sliced_w2")},
+        "dearer": [label for label in problem.labels if label not in {row.label for row in rows}],
     }  # fmt: skip
 
 

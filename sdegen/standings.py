@@ -25,7 +25,19 @@ import numpy as np
 
 from sdegen.results import Result
 
-__all__ = ["DISTANCES", "MEASURES", "Interval", "Order", "Pictures", "Problem", "Row", "Source", "Standings", "front"]
+__all__ = [
+    "DISTANCES",
+    "MEASURES",
+    "NEAR",
+    "Interval",
+    "Order",
+    "Pictures",
+    "Problem",
+    "Row",
+    "Source",
+    "Standings",
+    "front",
+]
 
 MEASURES = {
     "error": "pathwise error",
@@ -42,6 +54,9 @@ MEASURES = {
     "peak_mib": "peak memory, MiB",
 }
 """What may be measured of a cell, in reading order: column of the results file -> words."""
+
+NEAR = ("log_density",)
+"""Measures that should be near to those of exact samples, and neither small nor large."""
 
 LADDER = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -71,6 +86,7 @@ class Row:
         family: see :func:`family`.
         stochastic: it draws noise.
         order: declared.
+        start_order: declared of the whole where the first steps weigh; at most ``order``.
         budget: network calls it was allowed; 0 of a solver with a tolerance.
         tol: its tolerance, or NaN.
         nfe: network calls it made, counted.
@@ -86,6 +102,7 @@ class Row:
     family: str
     stochastic: bool
     order: int
+    start_order: int
     budget: int
     tol: float
     nfe: float
@@ -108,12 +125,26 @@ class Row:
 
 
 class Order(NamedTuple):
-    """The measured order of a solver beside the one it declares."""
+    """The measured order of a solver beside the one it declares.
+
+    Attributes:
+        label: the solver.
+        stochastic: it draws noise, and the orders are those of strong convergence.
+        declared: of its own steps.
+        start: of the whole where its first steps weigh; at most that.
+        measured: slope between the two largest budgets.
+    """
 
     label: str
     stochastic: bool
     declared: float
+    start: float
     measured: Interval
+
+    @property
+    def short(self) -> bool:
+        """Below what it promises even for a cold start, by more than chance and 0.2."""
+        return self.measured.high < self.start - 0.2
 
 
 @dataclass(frozen=True)
@@ -181,18 +212,30 @@ class Problem:
         """The distance between distributions that is shown first."""
         return next((name for name in DISTANCES if name in self.measures), None)
 
+    def loss(self, row: Row, measure: str) -> float:
+        """What should be small: the number itself; of the log-density, how far it is from that of exact samples.
+
+        A solver that draws its samples towards the modes has a higher log-density than the data, and is no better.
+        """
+        value = row[measure].value
+        return abs(value - self.floors.get(measure, math.nan)) if measure in NEAR else value
+
     def limit(self, measure: str) -> float:
-        """Below it a number cannot be told from zero; minus infinity where there is no floor.
+        """Below it a :meth:`loss` cannot be told from zero; minus infinity where there is no floor.
 
         All solvers start from the same noises, and those may be a little off the law by chance. So the limit is not
         less than what the endpoints of the most accurate ODE solver have, which has no error to speak of.
         """
-        limit = self.limits.get(measure, math.nan)
+        limit = self.limits.get(measure, math.nan) - (self.floors.get(measure, math.nan) if measure in NEAR else 0.0)
         if not math.isfinite(limit):
             return -math.inf
-        known = [r for r in self.rows if not r.stochastic and math.isfinite(r["error"].value + r[measure].value)]
+        known = [r for r in self.rows if not r.stochastic and math.isfinite(r["error"].value + self.loss(r, measure))]
         best = min(known, key=lambda row: row["error"].value, default=None)
-        return limit if best is None else max(limit, best[measure].value)
+        return limit if best is None else max(limit, self.loss(best, measure))
+
+    def inside(self, row: Row, measure: str) -> bool:
+        """A row cannot be told from exact samples."""
+        return self.loss(row, measure) <= self.limit(measure)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -219,39 +262,43 @@ class Problem:
         """
         chosen: dict[str, Row] = {}
         for row in self.rows:
-            known = row.nfe <= budget and row.budget <= budget and math.isfinite(row[measure].value)
+            known = row.nfe <= budget and row.budget <= budget and math.isfinite(self.loss(row, measure))
             if known and (row.label not in chosen or row.nfe >= chosen[row.label].nfe):
                 chosen[row.label] = row
         wanted = (row for row in chosen.values() if stochastic is None or row.stochastic == stochastic)
-        floor, arrives = self.limit(measure), self._arrivals(measure)
-        return sorted(
-            wanted,
-            key=lambda row: (max(row[measure].value, floor), arrives.get(row.label, math.inf), row[measure].value),
-        )
+        floor, arrives = self.limit(measure), self.arrivals(measure)
 
-    def _arrivals(self, measure: str) -> dict[str, float]:
+        def place(row: Row) -> tuple[float, float, float]:
+            loss = self.loss(row, measure)
+            return max(loss, floor), arrives.get(row.label, math.inf), loss
+
+        return sorted(wanted, key=place)
+
+    def arrivals(self, measure: str) -> dict[str, float]:
         """Label -> the fewest calls with which the solver is within the floor."""
-        floor, found = self.limit(measure), dict[str, float]()
+        found = dict[str, float]()
         for row in self.rows:
-            if row[measure].value <= floor:
+            if self.inside(row, measure):
                 found[row.label] = min(row.nfe, found.get(row.label, math.inf))
         return found
 
     def quality(self, measure: str, *, stochastic: bool | None = None) -> list[str]:
-        """Labels from best to worst over all budgets: by the mean of log(value / best value of the budget).
+        """Labels from best to worst over all budgets: by the mean of log(loss / least loss of the budget).
 
         Where a solver cannot spend a budget it is counted as the worst that could.
         """
         scores: dict[str, float] = {}
         for budget in self.budgets:
             rows = self.ranked(budget, measure, stochastic=stochastic)
-            logs = {row.label: math.log(max(row[measure].value, 1e-300)) for row in rows}
+            logs = {row.label: math.log(max(self.loss(row, measure), 1e-300)) for row in rows}
             for row in rows:
                 scores.setdefault(row.label, 0.0)
             best, worst = min(logs.values(), default=0.0), max(logs.values(), default=0.0)
             for label in self.labels:
                 scores[label] = scores.get(label, 0.0) + logs.get(label, worst) - best
-        known = {r.label for r in self.rows if math.isfinite(r[measure].value) and stochastic in (None, r.stochastic)}
+        known = {
+            r.label for r in self.rows if math.isfinite(self.loss(r, measure)) and stochastic in (None, r.stochastic)
+        }
         return sorted(known, key=lambda label: scores.get(label, math.inf))
 
     def handful(self, measure: str, budget: int, *, stochastic: bool | None = None, count: int = 6) -> list[str]:
@@ -304,6 +351,8 @@ def front(rows: Iterable[Row], measure: str, cost: str = "nfe", floor: float = -
         cost: "nfe" or "seconds".
         floor: below it nothing can be better.
     """
+    if measure in NEAR:
+        raise ValueError(f"a front is of what should be small, not of {measure}")
     known = [row for row in rows if math.isfinite(row[measure].value) and math.isfinite(row.cost(cost))]
     best, kept = math.inf, []
     for row in sorted(known, key=lambda row: (row.cost(cost), row[measure].value)):

@@ -125,8 +125,10 @@ def _problem(target: str, path: str, cells: Cells) -> Problem:
     grids: dict[str, set[str]] = {}
     for cell, _ in cells:
         grids.setdefault(cell["solver"], set()).add(cell["grid"])
+    short = {solver: _short(solver) for solver in grids}
+    twins = {name for name in short.values() if sum(name == other for other in short.values()) > 1}
     named = {
-        (solver, grid): solver.rpartition(":")[2] + (f" · {grid}" if len(found) > 1 else "")
+        (solver, grid): (solver if short[solver] in twins else short[solver]) + (f" · {grid}" if len(found) > 1 else "")
         for solver, found in grids.items()
         for grid in found
     }
@@ -142,6 +144,15 @@ def _problem(target: str, path: str, cells: Cells) -> Problem:
     return Problem(target, path, rows, floors, limits, tuple(orders), shown, sources)
 
 
+def _short(solver: str) -> str:
+    """A solver's name for a table.
+
+    >>> _short("heun"), _short("package.module:Leap"), _short("/home/me/leap.py"), _short("leap.py:Leap")
+    ('heun', 'Leap', 'leap', 'Leap')
+    """
+    return Path(solver).stem if solver.endswith(".py") else solver.rpartition(":")[2]
+
+
 def _pooled(label: str, cells: Sequence[Mapping[str, Any]]) -> Row:
     """One row of the cells that differ in their seed only."""
     good = [cell for cell in cells if cell["status"] == "ok"]
@@ -151,11 +162,21 @@ def _pooled(label: str, cells: Sequence[Mapping[str, Any]]) -> Row:
         if len(numbers) and np.isfinite(numbers[:, 0]).all():
             values[name] = _mean(numbers, 2.0 if name == "error" else 1.0)
     return Row(
-        label, first["solver"], first["grid"], family(first["solver"]), first["stochastic"], first["order"],
-        first["budget"], first["tol"], float(np.mean([cell["nfe"] for cell in good or cells])), len(cells), values,
-        tuple(dict.fromkeys(cell["code"] for cell in cells)),
-        next((cell["status"] for cell in cells if cell["status"] != "ok"), "ok"),
-    )  # fmt: skip
+        label=label,
+        solver=first["solver"],
+        grid=first["grid"],
+        family=family(first["solver"]),
+        stochastic=first["stochastic"],
+        order=first["order"],
+        start_order=first["start_order"],
+        budget=first["budget"],
+        tol=first["tol"],
+        nfe=float(np.mean([cell["nfe"] for cell in good or cells])),
+        seeds=len(cells),
+        values=values,
+        codes=tuple(dict.fromkeys(cell["code"] for cell in cells)),
+        status=next((cell["status"] for cell in cells if cell["status"] != "ok"), "ok"),
+    )
 
 
 def _mean(numbers: np.ndarray, power: float) -> Interval:
@@ -180,11 +201,12 @@ def _orders(source: Source, target: str, path: str, named: Mapping[tuple[str, st
     found = source.orders
     if found is None:
         return []
-    keys = ("target", "path", "solver", "grid", "stochastic", "order", "measured", "measured_low", "measured_high")
+    keys = ("target", "path", "solver", "grid", "stochastic", "order", "start_order", "measured", "measured_low",
+            "measured_high")  # fmt: skip
     rows = [dict(zip(keys, row, strict=True)) for row in zip(*(found[key].tolist() for key in keys), strict=True)]
     return [
         Order(
-            named[row["solver"], row["grid"]], row["stochastic"], row["order"],
+            named[row["solver"], row["grid"]], row["stochastic"], row["order"], row["start_order"],
             Interval(row["measured"], row["measured_low"], row["measured_high"]),
         )
         for row in rows

@@ -190,7 +190,7 @@ def _told(file: Path) -> str:
                 row.append(_best(ranked[0], "error") if ranked else "–")
             if law:
                 ranked = problem.ranked(budget, law)
-                inside = sum(one[law].value <= problem.limit(law) for one in ranked)
+                inside = sum(problem.inside(one, law) for one in ranked)
                 best = _best(ranked[0], law) if ranked else "–"
                 row.append(best + (f", one of {inside} not to be told from exact" if inside > 1 else ""))
             rows.append(row)

@@ -7,6 +7,8 @@ anybody's network), a Gaussian path, a time grid, a seed. A *comparison* is the 
 
     found = compare(Comparison(targets=("mixture16",), solvers=("ddim", "heun", "unipc*"), budgets=(5, 10, 20)))
     found["solver"], found["nfe"], found["error"]
+    (problem,) = merge([source(found)]).problems     # sdegen.sweeps: the cells put in order, see sdegen.standings
+    problem.ranked(10, "error")
 
 and everybody in it starts from the same noises and, where noise is drawn on the way, sees the same Brownian motion. Two
 kinds of number then say how good a solver is with a budget of network calls:
@@ -38,8 +40,9 @@ it is done, in any order, from any number of processes, and a sweep that was kil
 
     comparison     axis ``cell``, one row for each cell
                    which     target, path, grid, solver, seed, budget (0 where a tolerance is given), tol (NaN else)
-                   what      stochastic, order (declared), equation ("ODE", "SDE", "SDE 0.5": with eta; "own": no such
-                             equation is known, the solver's own limit; "none": it has no limit, and so no error)
+                   what      stochastic, order, start_order (declared; what the first steps leave to the whole),
+                             equation ("ODE", "SDE", "SDE 0.5": with eta; "own": no such equation is known, the solver's
+                             own limit; "none": it has no limit, and so no error)
                    spent     steps, nfe (network calls, counted), nfe_mean (the same where samples differ in it)
                    accuracy  error with its 95 % interval error_low, error_high; error_median, which a few noises that
                              end in another mode do not rule, with its; reference_error, reference_error_median
@@ -53,7 +56,7 @@ it is done, in any order, from any number of processes, and a sweep that was kil
                    attributes: schema, settings (JSON), targets (JSON: name -> what it is), versions, commit, created,
                    command, platform
     orders         axis ``row``, one for each target, path, grid and solver with fixed steps: target, path, grid,
-                   solver, stochastic, order (declared; of strong convergence where stochastic), measured,
+                   solver, stochastic, order (declared; of strong convergence where stochastic), start_order, measured,
                    measured_low, measured_high (95 %), steps_from, steps_to: the slope of the median error between the
                    two finest budgets whose error is well above that of the reference
     samples/N      pictures of the N-th target (attribute ``target``): ``cell`` (row numbers of ``comparison``),
@@ -72,7 +75,7 @@ distance).
 from sdegen.comparison.distances import sliced_wasserstein
 from sdegen.comparison.settings import Cell, Comparison
 from sdegen.comparison.sweep import compare, sweep
-from sdegen.comparison.table import COLUMNS, GROUP, SCHEMA, TIMINGS, best, curves
+from sdegen.comparison.table import COLUMNS, GROUP, SCHEMA, TIMINGS
 from sdegen.comparison.targets import Target
 from sdegen.comparison.truth import LazyBrownianMotion, exact_ode, exact_sde
 
@@ -85,9 +88,7 @@ __all__ = [
     "Comparison",
     "LazyBrownianMotion",
     "Target",
-    "best",
     "compare",
-    "curves",
     "exact_ode",
     "exact_sde",
     "sliced_wasserstein",

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sdegen.comparison.settings import Cell
+from sdegen.comparison.settings import Cell, begins
 from sdegen.comparison.truth import LazyBrownianMotion, Truths, equation
 from solvers import BrownianMotion, DiffusionProblem, Trajectory, solve
 
@@ -59,7 +59,8 @@ def measure(cell: Cell, truths: Truths) -> dict[str, Any]:
         "target": cell.target, "path": truths.targets[cell.target].path_name(cell.path), "solver": cell.solver,
         "seed": cell.seed, "budget": cell.budget, "tol": cell.tol,
         "grid": "none" if adaptive else method.grid if cell.grid == "own" else cell.grid,
-        "stochastic": method.stochastic, "order": method.order, "equation": equation(method),
+        "stochastic": method.stochastic, "order": method.order, "start_order": begins(method),
+        "equation": equation(method),
         "samples": truths.settings.samples, "cloud": 0, "code": truths.code(cell), "status": "ok",
     }  # fmt: skip
     try:

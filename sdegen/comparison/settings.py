@@ -11,7 +11,7 @@ from typing import Any
 from solvers import GRIDS, SOLVERS, Solver, resolve
 from solvers.names import find, installed
 
-__all__ = ["Cell", "Comparison", "chosen", "possible"]
+__all__ = ["Cell", "Comparison", "begins", "chosen", "possible"]
 
 FAMILIES = {
     "all": lambda solver: True,
@@ -45,6 +45,11 @@ def chosen(words: tuple[str, ...]) -> list[str]:
             found = [word]
         names += found
     return list(dict.fromkeys(names))
+
+
+def begins(method: Solver[Any]) -> int:
+    """The order that a method declares for the whole where its first steps weigh."""
+    return method.order if method.start_order is None else min(method.start_order, method.order)
 
 
 @dataclass(frozen=True)

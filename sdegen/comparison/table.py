@@ -1,21 +1,24 @@
-"""The table of a comparison: from measured cells to a result with named columns, and what can be read off it."""
+"""The table of a comparison: from measured cells to a result with named columns.
+
+Who is best is read off it by :mod:`sdegen.standings`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdegen.comparison.distances import DISTANCES
-from sdegen.comparison.settings import Cell, Comparison
+from sdegen.comparison.settings import Cell, Comparison, begins
 from sdegen.comparison.truth import Truths
 from sdegen.results import Array, Result
 from solvers import resolve
 
-__all__ = ["COLUMNS", "GROUP", "SCHEMA", "TIMINGS", "best", "curves", "identity", "tables"]
+__all__ = ["COLUMNS", "GROUP", "SCHEMA", "TIMINGS", "identity", "tables"]
 
 GROUP = "comparison"
 """Name of the table in a results file."""
@@ -56,6 +59,7 @@ COLUMNS: dict[str, Column] = {
     "solver": Column("", "name or package.module:Class"),
     "stochastic": Column(False, "it draws noise"),
     "order": Column(0, "declared order of convergence; 0: none, or by tolerance"),
+    "start_order": Column(0, "declared order that the first steps leave to the whole, where they weigh; at most order"),
     "equation": Column("", "ODE, SDE, SDE with its eta, own (the solver's own limit), none (it has no limit)"),
     "seed": Column(0, "of noises, Brownian motion and data"),
     "budget": Column(0, "network calls that were allowed; 0: a tolerance was given"),
@@ -158,11 +162,12 @@ def _orders(found: Result) -> Result:
         (m, e, d), (n, f, g) = known[-2:]
         slope, half = math.log(e / f) / math.log(n / m), 1.96 * math.hypot(d, g) / math.log(n / m)
         order = method.strong_order if method.stochastic else method.order
-        rows.append((*key, method.stochastic, float(order), slope, slope - half, slope + half, m, n))
-    names = ("target", "path", "grid", "solver", "stochastic", "order", "measured", "measured_low", "measured_high",
-             "steps_from", "steps_to")  # fmt: skip
+        start = order if method.stochastic else begins(method)
+        rows.append((*key, method.stochastic, float(order), float(start), slope, slope - half, slope + half, m, n))
+    names = ("target", "path", "grid", "solver", "stochastic", "order", "start_order", "measured", "measured_low",
+             "measured_high", "steps_from", "steps_to")  # fmt: skip
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    kinds = [object] * 4 + [bool] + [float] * 4 + [int] * 2
+    kinds = [object] * 4 + [bool] + [float] * 5 + [int] * 2
     return Result(
         {
             name: (("row",), np.array(column, dtype=kind))
@@ -204,38 +209,3 @@ def _pictures(name: str, rows: Sequence[Mapping[str, Any]], truths: Truths) -> R
             "exact": (("equation", *axes), np.stack([*exact.values()])),
         }
     return Result(arrays, {"target": name, "about": target.about})
-
-
-# --- Reading it -------------------------------------------------------------------------------------------------------
-
-
-def best(result: Result, budget: int, measure: str = "error") -> list[tuple[str, float]]:
-    """Solvers from best to worst among those that spent at most ``budget`` calls, each with its best cell.
-
-    Args:
-        result: of :func:`sdegen.comparison.compare`.
-        budget: network calls.
-        measure: "error" or a distance such as "sliced_w2".
-    """
-    found: dict[str, float] = {}
-    for name, nfe, value in _cells(result, measure):
-        if nfe <= budget:
-            found[name] = min(value, found.get(name, math.inf))
-    return sorted(found.items(), key=lambda item: item[1])
-
-
-def curves(result: Result, names: Sequence[str], measure: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """NFE and a measure for each solver, in order of NFE; of several cells with one NFE, the best."""
-    found: dict[str, dict[int, float]] = {name: {} for name in names}
-    for name, nfe, value in _cells(result, measure):
-        if name in found:
-            found[name][nfe] = min(value, found[name].get(nfe, math.inf))
-    return {
-        name: (np.array(sorted(cells)), np.array([cells[n] for n in sorted(cells)])) for name, cells in found.items()
-    }
-
-
-def _cells(result: Result, measure: str) -> Iterable[tuple[str, int, float]]:
-    for name, nfe, value in zip(result["solver"], result["nfe"], result[measure], strict=True):
-        if np.isfinite(value):
-            yield str(name), int(nfe), float(value)

@@ -64,7 +64,7 @@ def sweep() -> Callable[..., Result]:
 
     def made(cells: Sequence[Mapping[str, Any]], **about: Any) -> Result:
         common = {"target": "mixture2d", "path": "own", "grid": "logsnr", "equation": "ODE", "status": "ok"}
-        rows = [{**common, "nfe": cell.get("budget", 0), **cell} for cell in cells]
+        rows = [{**common, "nfe": cell.get("budget", 0), "start_order": cell.get("order", 0), **cell} for cell in cells]
         kinds = {str: object, bool: bool, int: np.int64, float: np.float64}
         arrays = {
             name: (("cell",), np.array([row.get(name, column.empty) for row in rows], kinds[type(column.empty)]))

@@ -15,9 +15,7 @@ import torch
 from sdegen.comparison import (
     Comparison,
     LazyBrownianMotion,
-    best,
     compare,
-    curves,
     exact_ode,
     exact_sde,
     sliced_wasserstein,
@@ -33,6 +31,7 @@ from sdegen.models import VPSDE
 from sdegen.networks import MLP
 from sdegen.oracles import GaussianOracle, MixtureOracle, oracle
 from sdegen.paths import PATHS, VE, VP, Flow
+from sdegen.sweeps import merge, source
 from solvers import DDIM, SOLVERS, BrownianMotion, DiffusionProblem, Prediction, prior, resolve, solve
 
 SMALL = {"targets": ("gaussian",), "samples": 16, "cloud": 200, "transport": 50, "reference_steps": 32}
@@ -225,12 +224,13 @@ def test_compare_counts_calls_and_ranks(table):
     assert (table["error_median"][good] <= 1.2 * table["error"][good]).all()
     assert (table["path"] == "vp-linear").all()
     assert set(table["equation"]) == {"ODE", "SDE"}
-    ranked = best(table, 24)
-    assert [value for _, value in ranked] == sorted(value for _, value in ranked)
-    assert "dopri54" not in dict(ranked)  # spends more than 24 calls
-    nfe, error = curves(table, ["heun"], "error")["heun"]
-    assert nfe.tolist() == [2, 6, 24]
-    assert error[2] < error[1] < error[0]
+    (problem,) = merge([source(table)]).problems
+    ranked = problem.ranked(24, "error")
+    assert [row["error"].value for row in ranked] == sorted(row["error"].value for row in ranked)
+    assert "dopri54" not in {row.label for row in ranked}  # spends more than 24 calls
+    heun = problem.of("heun")
+    assert [row.nfe for row in heun] == [2, 6, 24]
+    assert heun[2]["error"].value < heun[1]["error"].value < heun[0]["error"].value
 
 
 def test_an_impossible_budget_says_why_and_harms_nobody(table):

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sdegen import comparison_figures, results
+from sdegen import comparison_figures, comparison_page, results
 from sdegen.cli import main
 from sdegen.results import Result
 from sdegen.style import looks, svg
@@ -65,7 +65,7 @@ def file(sweep, tmp_path_factory):
     rows = [*cells(), own, failed]
     results.write(folder / "results.h5", "comparison", sweep(rows, versions=versions, **provenance))
     order = {"target": "mixture2d", "path": "own", "grid": "logsnr", "solver": "heun", "stochastic": False}
-    order |= {"order": 2.0, "measured": 1.1, "measured_low": 1.0, "measured_high": 1.2}
+    order |= {"order": 2.0, "start_order": 2.0, "measured": 1.1, "measured_low": 1.0, "measured_high": 1.2}
     results.write(folder / "results.h5", "orders", Result({name: (("row",), [v]) for name, v in order.items()}, {}))
     x = np.random.default_rng(0).normal(size=(2, 9, 2))
     arrays = {"cell": (("cell",), [1, 4]), "x": (("cell", "noise", "coordinate"), x)}
@@ -92,6 +92,15 @@ def test_the_answer_for_ten_calls_comes_first(page, parsed):
     assert "With noise, ancestral, 0.20 from the exact path, tied with euler_a." in glance
     assert "only rk4 cannot be told from the truth" not in glance  # 0.033 is above the floor of 0.03
     assert "In distribution, rk4, 0.033 from exact samples" in glance
+
+
+def test_within_the_floor_the_fewest_calls_count(sweep, tmp_path, parsed):
+    good = {("heun", 5), ("heun", 10), ("rk4", 10), ("dopri5", 0)}
+    rows = [{**c, "sliced_w2": 0.025 if (c["solver"], c["budget"]) in good else 0.5} for c in cells()]
+    results.write(tmp_path / "results.h5", "comparison", sweep(rows))
+    assert main(["report", str(tmp_path)]) == 0
+    glance = words(parsed(tmp_path / "report.html")).partition("And for other budgets?")[0]
+    assert "2 solvers cannot be told from the truth; heun needs the fewest calls for that, 5." in glance
 
 
 def test_the_page_is_one_file_and_whole(page, parsed):
@@ -273,6 +282,59 @@ def test_what_else_is_known_of_a_model_goes_with_it(sweep, tmp_path, parsed):
     assert main(["report", str(folder), str(run)]) == 0
     text = words(parsed(folder / "report.html"))
     assert "VP-SDEvariational bound, upper bound≤ 4.000" in text  # cells have no spaces between them
+
+
+def test_a_solver_that_never_worked_is_in_the_table_and_in_nobodys_way(sweep, tmp_path, parsed):
+    """One of somebody's own, alone in its family."""
+    mine = [{"solver": "mine.py", "order": 1, "budget": b, "status": "FloatingPointError: no number"} for b in (5, 10)]
+    results.write(tmp_path / "results.h5", "comparison", sweep([*cells(), *mine]))
+    assert main(["report", str(tmp_path)]) == 0
+    text = words(parsed(tmp_path / "report.html"))
+    assert "cells failed: 2 (mine)" in text
+    assert "FloatingPointError: no number" in text
+
+
+def test_no_two_solvers_look_alike_in_one_picture(sweep):
+    """Whatever their number, and the same one alike in all of them."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {"solver": name, "stochastic": solver.stochastic, "order": solver.order, "budget": budget,
+         "error": float(e := rng.uniform(0.1, 1) / budget), "error_low": e / 2, "error_high": 2 * e, "seconds": 0.1,
+         "sliced_w2": e + 0.1}
+        for name, solver in SOLVERS.items() for budget in (5, 10, 20)
+    ]  # fmt: skip
+    (problem,) = merge([source(sweep(rows))]).problems
+    groups = comparison_figures.together(problem, 10)
+    look = comparison_page._looks(groups)
+    for group in groups:
+        assert len({look[name].color for name in group}) == len(group)
+    drawn = comparison_figures.families(problem, look).figure.axes
+    drawn += comparison_figures.costs(problem, "nfe", 10, look).axes
+    for axes in drawn:
+        named = {text.get_text(): text.get_color() for text in axes.texts if text.get_text() in look}
+        assert named
+        assert len(set(named.values())) == len(named)
+        assert all(look[name].color == color for name, color in named.items())
+
+
+def test_a_cold_start_has_a_slope_of_its_own(sweep, tmp_path, parsed):
+    rows = [{**c, "order": 3, "start_order": 2} if c["solver"] == "heun" else c for c in cells()]
+    results.write(tmp_path / "results.h5", "comparison", sweep(rows))
+    order = {"target": "mixture2d", "path": "own", "grid": "logsnr", "solver": "heun", "stochastic": False}
+    order |= {"order": 3.0, "start_order": 2.0, "measured": 2.1, "measured_low": 2.0, "measured_high": 2.2}
+    results.write(tmp_path / "results.h5", "orders", Result({name: (("row",), [v]) for name, v in order.items()}, {}))
+    (problem,) = gather([tmp_path / "results.h5"]).problems
+    assert not problem.orders[0].short  # below 3, and not below what it declares of a cold start
+    third = comparison_figures.orders(problem, looks(problem.labels)).figure.subfigs[2].axes[0]
+    assert third.get_title(loc="left") == "ODE solvers of order 3"
+    lines = {line.get_gid().rpartition("-")[2]: line for line in third.lines if line.get_gid()}
+    for name, slope in {"order 3": -3, "cold start: 2": -2}.items():
+        (x0, x1), (y0, y1) = lines[name].get_data()
+        assert np.log(y1 / y0) / np.log(x1 / x0) == pytest.approx(slope)
+    assert main(["report", str(tmp_path)]) == 0
+    text = words(parsed(tmp_path / "report.html"))
+    assert "in brackets before the order, that of a cold start" in text
+    assert "(2) 3" in text
 
 
 def test_a_cell_that_was_not_measured_is_a_dash(sweep):

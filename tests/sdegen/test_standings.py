@@ -80,6 +80,33 @@ def test_the_front_is_what_nobody_beats(sweep):
     assert all(a["error"].value > b["error"].value for a, b in pairwise(best))
 
 
+def test_of_the_log_density_the_nearest_to_exact_samples_is_best(sweep):
+    """Higher is not better: who draws everything into the modes has the highest of all."""
+    floors = {"log_density_floor": -2.0, "log_density_floor_high": -1.9}
+    known = problem(sweep, [
+        cell("heun", 10, 1e-6, log_density=-2.01, **floors), cell("ddim", 10, 0.1, log_density=-1.2, **floors),
+        cell("euler", 10, 0.2, log_density=-9.0, **floors), cell("rk4", 10, 0.2, log_density=-2.3, **floors),
+    ])  # fmt: skip
+    assert [row.label for row in known.ranked(10, "log_density")] == ["heun", "rk4", "ddim", "euler"]
+    assert known.limit("log_density") == pytest.approx(0.1)
+    assert [known.inside(row, "log_density") for row in known.rows] == [True, False, False, False]
+    assert known.quality("log_density") == ["heun", "rk4", "ddim", "euler"]
+    with pytest.raises(ValueError, match="not of log_density"):
+        front(known.rows, "log_density")
+
+
+def test_without_a_floor_nobody_knows_which_log_density_is_right(sweep):
+    known = problem(sweep, [cell("heun", 10, 0.1, log_density=-2.0)])
+    assert known.ranked(10, "log_density") == []
+
+
+def test_solvers_of_one_name_are_told_apart(sweep):
+    mine = [
+        {**cell("heun", 10, 0.1 * i), "solver": name} for i, name in enumerate(("a.py:Leap", "b.py:Leap", "x/c.py"), 1)
+    ]
+    assert problem(sweep, mine).labels == ["a.py:Leap", "b.py:Leap", "c"]
+
+
 def test_seeds_are_pooled(sweep):
     cells = [cell("heun", 10, error, seed=seed, seconds=error) for seed, error in enumerate((0.3, 0.4))]
     (row,) = problem(sweep, cells).rows
@@ -148,7 +175,7 @@ def test_endpoints_and_orders_find_their_solver(sweep, tmp_path):
     file = tmp_path / "results.h5"
     results.write(file, "comparison", sweep([cell("heun", 10, 0.1), cell("ddim", 20, 0.2)]))
     order = {"target": "mixture2d", "path": "own", "grid": "logsnr", "solver": "ddim", "stochastic": False}
-    order |= {"order": 1.0, "measured": 1.1, "measured_low": 0.9, "measured_high": 1.3}
+    order |= {"order": 1.0, "start_order": 1.0, "measured": 1.1, "measured_low": 0.9, "measured_high": 1.3}
     results.write(file, "orders", Result({name: (("row",), [value]) for name, value in order.items()}, {}))
     x = np.arange(12.0).reshape(2, 3, 2)
     arrays = {"cell": (("cell",), [1, 0]), "x": (("cell", "noise", "coordinate"), x)}
