@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -172,6 +173,7 @@ def test_fewer_data_than_dimensions_and_large_events() -> None:
         assert bool(few.integral(LOGSNR, torch.ones(5, dtype=torch.float64))(_normals(4, 9)).isfinite().all())
     large = LinearGaussian.fit(_normals(30, 3, 8), limit=16)
     assert large.axes is None
+    torch.testing.assert_close(large.variances, _normals(30, 24).var(0))
     assert repr(large) == "LinearGaussian(24 coordinates, diagonal covariance of 30 examples)"
 
 
@@ -212,6 +214,34 @@ def test_what_is_added_is_the_mean_of_what_is_subtracted(T: int | None, path: Ga
     g = variate(x[:, None, None], logsnr[:, None].expand(4, -1, 3), e[:, None].expand(4, len(logsnr), 3, 1))
     mean = 0.5 * ((g @ w) / math.sqrt(2 * math.pi) * at.weight).sum(1)
     torch.testing.assert_close(variate.integral(model.levels, path)(x), mean, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("edges", [[-6.0, 8.0], [-6.0, -5.1, 0.3, 0.4, 8.0], [-5.0, 1.0, 7.0]], ids=len)
+def test_averages_over_bands_are_known(edges: list[float]) -> None:
+    """Where bands end between the corners of the coefficients, too; against a fine trapezoid."""
+    linear, grey = (
+        LinearGaussian.of(torch.full((1,), 0.3), torch.tensor([0.4])),
+        Bins(5).value(torch.arange(5)[:, None]),
+    )
+    for control, data in ((linear, _normals(4, 1)), (_levels_control()[0], grey.double())):
+        made = _invented(control)
+        ends = torch.tensor(edges, dtype=torch.float64)
+        found = made.averages(ends)(data)
+        assert found.shape == (len(data), len(edges) - 1)
+        e, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(80))
+        for k, (low, high) in enumerate(pairwise(edges)):
+            logsnr = low + (high - low) * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+            level, noise = logsnr[:, None].expand(len(data), -1, 80), e[:, None].expand(len(data), 2000, 80, 1)
+            mean = (made(data[:, None, None], level, noise) @ w / math.sqrt(2 * math.pi)).mean(1)
+            torch.testing.assert_close(found[:, k], mean, rtol=2e-3, atol=2e-3)
+
+
+def test_one_call_gives_many_sums() -> None:
+    weight = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for control, x in CONTROLS.values():
+        together = control.integral(LOGSNR, weight)(x)
+        alone = torch.stack([control.integral(LOGSNR, w)(x) for w in weight.unbind(1)], 1)
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
 def test_for_gaussian_data_nothing_is_left_to_chance() -> None:

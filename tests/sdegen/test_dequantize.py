@@ -102,6 +102,23 @@ def test_a_density_of_grey_levels_becomes_a_bound_on_their_probability() -> None
     assert softmax.nats == pytest.approx(found["truncated-normal"].nats, abs=0.05)
 
 
+@pytest.mark.parametrize("logsnr", [0.5, 6.0])
+def test_the_width_of_a_truncated_normal_is_that_of_z_0_in_units_of_the_data(logsnr: float) -> None:
+    _, model = _density_model(logsnr)
+    q = DEQUANTIZERS["truncated-normal"](BINS, model)
+    assert isinstance(q, TruncatedNormal)
+    assert q.std == pytest.approx(math.exp(-logsnr / 2))
+
+
+def test_a_narrow_normal_has_no_draw_without_a_density() -> None:
+    """Where nothing is cut off, the map from the noise is the identity up to float64's last digit, and not infinite."""
+    x = BINS.value(torch.tensor([[2]]), torch.float64)
+    for noise in (7.0, 9.0, 40.0):
+        y, log_q = TruncatedNormal(BINS, 0.01).draw(x, torch.full((1, 1), noise))
+        assert 0.06 < float(y - x) < BINS.width / 2
+        assert math.isfinite(float(log_q))
+
+
 def test_the_offset_in_bits_follows_from_the_bins_of_the_data() -> None:
     for bins in (Bins(2), Bins(17), Bins(256)):
         x = bins.value(torch.tensor([[0, 1]]), torch.float64)

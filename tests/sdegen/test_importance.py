@@ -14,6 +14,7 @@ from sdegen.bins import Bins
 from sdegen.decoders import CategoricalHead, GaussianHead
 from sdegen.denoiser import Denoiser
 from sdegen.likelihood import importance
+from sdegen.likelihood.dequantize import Uniform
 from sdegen.likelihood.importance import effective_sample_size, jackknife, pareto_k
 from sdegen.models import VAE, VPSDE
 from sdegen.networks import MLP
@@ -136,6 +137,40 @@ def test_repeats_are_added_until_the_target_is_met() -> None:
     assert short.forward == 40
     assert "not reached" in short.note
     assert importance(vae, X, 4, max_nfe=40).forward == 40
+
+
+def test_a_budget_is_kept_and_the_first_repeats_too() -> None:
+    vae = _vae(2.0)
+    assert importance(vae, X, 10, repeats=8, target_se=1e-9, max_nfe=40).forward == 40
+    assert importance(vae, X, 10, repeats=8, max_nfe=40).forward == 40
+    for n, repeats in ((1, 33), (8, 5), (32, 2)):  # 32 degrees of freedom
+        assert importance(vae, X[:n], 4, target_se=1e3).settings["repeats"] == repeats
+
+
+class _Shifted(nn.Module):
+    """The decoder of data whose mean is their class."""
+
+    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert cond is not None, "the labels were dropped"
+        return z.unflatten(0, (len(cond), -1)).add(cond.double()[:, None, None]).flatten(0, 1)
+
+
+@pytest.mark.parametrize("dequantizer", [None, Uniform(Bins(40))], ids=repr)
+def test_labels_go_with_their_rows(dequantizer: Uniform | None) -> None:
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    x = Bins(40).value(torch.tensor([[14], [38], [30], [22], [34]]), torch.float64)
+    vae = VAE(_Encoder(30.0), _Shifted(), GaussianHead(STD), event_shape=(1,), latent=1)
+    truth = -torch.distributions.Normal(0.0, math.sqrt(1 + STD**2)).log_prob((x - labels[:, None])[:, 0])
+    truth = truth - (0 if dequantizer is None else math.log(Bins(40).width))
+    found = importance(vae, x, 4000, labels, batch=48, dequantizer=dequantizer)
+    assert float((found.values - truth).abs().max()) < 0.1
+    assert importance(vae, x, 4000, 1 - labels, dequantizer=dequantizer).nats > found.nats + 0.2
+
+
+def test_a_few_weights_do_not_claim_a_tail() -> None:
+    """A prior worth ten exceedances that k is 1/2, in place of the fit's own noise."""
+    w = torch.as_tensor(stats.genpareto(1.5).rvs((400, 100), random_state=0))
+    assert float(pareto_k(w.log()).mean()) == pytest.approx((20 * 1.5 + 10 * 0.5) / 30, abs=0.12)
 
 
 def test_bad_input_is_refused_in_one_line() -> None:

@@ -50,6 +50,11 @@ def test_a_report_holds_all_that_is_needed_to_believe_it() -> None:
         assert sum(report.parts.values()) == pytest.approx(report.nats, rel=1e-6)
     assert [r.kind for r in reports] == ["upper bound"] * 3 + ["exact", "upper bound", "estimate"]
     assert reports[3].estimator_se == 0
+    assert [r.dequantizer is None for r in reports] == [False] * 3 + [
+        True,
+        False,
+        False,
+    ]  # a baseline has levels itself
     assert reports[0].forward == 2 * 3
     assert reports[5].forward == 2 * 6 + (8 / 24) * (6 + 12)  # and eight of the data again, with finer steps, too
     assert reports[5].vjp == 9 * reports[5].forward

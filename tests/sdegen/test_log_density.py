@@ -100,7 +100,7 @@ def test_the_density_of_an_event_of_any_shape() -> None:
 
 
 @pytest.mark.parametrize("trace", [Exact(), Hutchinson(3, seed=1)], ids=["exact", "hutchinson"])
-@pytest.mark.parametrize("budget", [{"solver": "heun", "steps": 10}, {"tol": 1e-4}], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("budget", [{"solver": "heun", "steps": 10}, {"tol": 1e-6}], ids=["fixed", "adaptive"])
 def test_a_sample_does_not_know_its_batch(trace: Any, budget: dict[str, Any]) -> None:
     truth, path, n = oracle("mixture2d"), PATHS["flow"], 6
     z, _ = at_clean_end(truth, path, n)

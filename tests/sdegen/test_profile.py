@@ -11,14 +11,17 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from truths import C2, OfAClass, X
 
 from sdegen import likelihood_plots
 from sdegen.bins import Bins
+from sdegen.decoders import GaussianDecoder, TweedieDecoder
 from sdegen.densities import UniformLogSNR
 from sdegen.levels import Continuous, Discrete, Interpolated, Optimal, Variance
 from sdegen.likelihood import DenoisingProfile, best_grid, bound, bound_of_every_T, denoising_profile
 from sdegen.likelihood.control import LinearGaussian
 from sdegen.likelihood.curve import ErrorCurve
+from sdegen.likelihood.variate import pilot
 from sdegen.models import VPSDE, pixel_histogram
 from sdegen.objectives import OBJECTIVES, Objective
 from sdegen.oracles import GaussianOracle, oracle
@@ -88,6 +91,75 @@ def test_shares_add_up_to_the_latent_term(mixture: DenoisingProfile) -> None:
     assert float(mixture.share.sum()) == pytest.approx(1)
     assert float(mixture.nats.sum()) == pytest.approx(mixture.report.parts["latent"], rel=1e-9)
     assert mixture.report.nats == pytest.approx(sum(mixture.report.parts.values()), rel=1e-12)
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_control_variate_takes_noise_out_of_every_band(mixture: DenoisingProfile) -> None:
+    """At the same noises and the same network calls but for the pilot's, the mean stays."""
+    model, x = VPSDE(MIXTURE, VP(Cosine())), MIXTURE.sample(1500, seed=0)
+    plain = denoising_profile(model, x, bands=32, control=None)
+    assert torch.equal(plain.squares, mixture.squares)
+    assert torch.equal(plain.squares, plain.estimates)
+    off = (mixture.estimates - mixture.squares).mean((0, 1))
+    error = (mixture.estimates - mixture.squares).std((0, 1)) / math.sqrt(2 * 1500)
+    assert float((off / error).square().mean()) == pytest.approx(1, abs=0.75)  # chi^2 / 32
+    assert float((mixture.estimator_se / plain.estimator_se).max()) < 1.02
+    assert mixture.report.estimator_se < 0.7 * plain.report.estimator_se
+    assert (plain.report.forward, mixture.report.forward) == (64, pytest.approx(64 + 1024 / 1500))
+
+
+def test_of_gaussian_data_no_noise_is_left() -> None:
+    model, x = VPSDE(GAUSSIAN, VP(LinearLogSNR(9, -7))), GAUSSIAN.sample(64, seed=0)
+    found = denoising_profile(model, x, bands=11, repeats=2, linear=LINEAR, control=LINEAR)
+    torch.testing.assert_close(found.error, found.linear, rtol=1e-3, atol=1e-6)
+    assert float(found.estimator_se.max()) < 1e-3 * float(found.error.max())
+
+
+def test_a_datum_has_its_own_noise_whatever_the_batch_and_the_shard() -> None:
+    model, x = VPSDE(MIXTURE, VP(Cosine()), decoder=TweedieDecoder()), MIXTURE.sample(30, seed=0)
+    common = {"bands": 12, "control": pilot(model.continuous(), x, pairs=40), "linear": LINEAR, "seed": 3}
+    whole = denoising_profile(model, x, **common)
+    for batch in (12, 130):
+        again = denoising_profile(model, x, batch=batch, **common)
+        torch.testing.assert_close(again.estimates, whole.estimates, rtol=0, atol=1e-9)
+        torch.testing.assert_close(again.reconstruction, whole.reconstruction, rtol=0, atol=1e-9)
+    parts = [denoising_profile(model, x[r.start : r.stop], samples=r, **common) for r in (range(11), range(11, 30))]
+    one = DenoisingProfile.merged(parts)
+    for name in ("squares", "estimates", "reconstruction", "prior", "linear", "error"):
+        torch.testing.assert_close(getattr(one, name), getattr(whole, name), rtol=0, atol=1e-9)
+    assert one.report.nats == pytest.approx(whole.report.nats, rel=1e-12)
+    assert one.report.estimator_se == pytest.approx(whole.report.estimator_se, rel=1e-9)
+    torch.testing.assert_close(whole.part(slice(11)).report.values, parts[0].report.values)
+    other = denoising_profile(model, x, **{**common, "seed": 4})
+    assert float((other.squares - whole.squares).abs().min()) > 0
+    with pytest.raises(ValueError, match="30 data and 2 sample numbers"):
+        denoising_profile(model, x, samples=range(2))
+
+
+def test_labels_reach_the_network() -> None:
+    x, labels = torch.cat([X, X + 1]).repeat(8, 1), torch.tensor([0] * 4 + [1] * 4).repeat(8)
+    clean, early = (
+        VPSDE(OfAClass(), VP(LinearLogSNR(end, -9)), decoder=TweedieDecoder())  # type: ignore[arg-type]
+        for end in (9, 1)
+    )
+    own, other = (denoising_profile(clean, x, cond, batch=100).report for cond in (labels, 1 - labels))
+    exact = -float(GaussianOracle([0.0], [C2]).log_prob(X).mean())
+    assert own.nats == pytest.approx(exact, abs=4 * own.estimator_se + 0.02)
+    assert other.nats > own.nats + 1
+    own, other = (denoising_profile(early, x, cond).report for cond in (labels, 1 - labels))
+    assert other.parts["reconstruction"] > own.parts["reconstruction"] + 0.2  # the decoder asks it, too
+
+
+def test_calls_are_counted_whatever_the_model_did_before() -> None:
+    x = MIXTURE.sample(20, seed=0)
+    for decoder, looks in ((GaussianDecoder(), 0), (TweedieDecoder(), 8)):
+        model = VPSDE(MIXTURE, VP(Cosine()), decoder=decoder)
+        for _ in range(2):
+            found = denoising_profile(model, x, bands=6, repeats=3, control=None)
+            assert found.report.forward == 3 * (6 + looks)
+            model.elbo(x, draws=7)
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -222,6 +294,9 @@ def test_even_draws_want_the_standard_deviation_and_weightings_their_own(mixture
     weighting = OBJECTIVES["sigmoid"].weighting
     ratio = mixture.moment(weighting) / all_of_it
     torch.testing.assert_close(ratio, torch.sigmoid(2 - mixture.logsnr).square())
+    for floor in (0.01, 0.5):
+        made, root = mixture.density(floor=floor), all_of_it.sqrt().flip(0)
+        torch.testing.assert_close(made.masses(), floor / 32 + (1 - floor) * root / root.sum())
     masses = mixture.density(weighting).masses()
     assert float(masses[:16].sum()) < float(mixture.density().masses()[:16].sum())  # the clean half
 
@@ -234,7 +309,7 @@ def test_a_profile_comes_back_from_a_file(mixture: DenoisingProfile, tmp_path: P
     found = read(tmp_path / "r.h5", "likelihood/profile")
     assert found.attributes["extra"] == 1
     again = DenoisingProfile.from_result(found, mixture.path)
-    for name in ("edges", "squares", "reconstruction", "prior", "linear", "error"):
+    for name in ("edges", "squares", "estimates", "reconstruction", "prior", "linear", "error"):
         assert torch.equal(getattr(again, name), getattr(mixture, name)), name
     assert again.report.nats == mixture.report.nats
     assert again.bound(Discrete.on(mixture.path, 5)).nats == mixture.bound(Discrete.on(mixture.path, 5)).nats
