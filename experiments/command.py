@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from docstring_parser import parse as docstring
+
 from sdegen.files import require_folder
 from sdegen.parsing import Parser
 
@@ -33,9 +35,10 @@ def command(run: Callable[[Any], Path], config: type[Any], doc: str | None, exam
         parser = Parser(name, "[options]", (doc or "").partition("\n")[0], f"  python -m experiments.{name} {example}")
         parser.prog = f"python -m experiments.{name}"
         listed = {f.name: ",".join(f.default) for f in fields(config) if f.type == "tuple[str, ...]"}  # type: ignore[arg-type]
+        told = {param.arg_name: param.description or "" for param in docstring(config.__doc__ or "").params}
         parser.add_class_arguments(config, as_group=False, skip=set(listed))
         for key, default in listed.items():
-            parser.add_argument(f"--{key}", default=default, help="names with commas between")
+            parser.add_argument(f"--{key}", default=default, help=f"{told[key].rstrip('.')}; commas between")
         try:
             chosen = parser.read(sys.argv[1:] if words is None else words).as_dict()
             chosen |= {key: tuple(filter(None, chosen[key].split(","))) for key in listed}

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.command import command
 from sdegen import plots, results
 from sdegen.comparison.distances import sliced_wasserstein, wasserstein
 from sdegen.data import digits
@@ -42,7 +42,6 @@ from sdegen.likelihood.report import gap
 from sdegen.models import VPSDE, GaussianDiffusion
 from sdegen.networks import MLP
 from sdegen.objectives import DENSITIES, OBJECTIVES
-from sdegen.parsing import Parser
 from sdegen.paths import VP, Cosine, GaussianPath
 from sdegen.plots import Panel, Series
 from sdegen.provenance import provenance
@@ -233,23 +232,7 @@ def figure(found: Result) -> Figure:
     return drawn
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Read the command line and run."""
-    examples = "  python -m experiments.weighting --objectives elbo,sigmoid --steps 2000 --out runs/longer"
-    parser = Parser("weighting", "[options]", (__doc__ or "").partition("\n")[0], examples)
-    parser.prog = "python -m experiments.weighting"
-    every = ",".join(Config().objectives)
-    parser.add_argument("--objectives", default=every, help="names with commas between; the first is compared with")
-    parser.add_class_arguments(Config, as_group=False, skip={"objectives"})
-    try:
-        chosen = parser.read(sys.argv[1:] if words is None else words).as_dict()
-        chosen["objectives"] = tuple(filter(None, chosen["objectives"].split(",")))
-        print(run(Config(**{name: chosen[name] for name in asdict(Config())})))
-    except (ValueError, OSError) as error:
-        print(f"experiments.weighting: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+main = command(run, Config, __doc__, "--objectives elbo,sigmoid --steps 2000 --out runs/longer")
 
 if __name__ == "__main__":
     sys.exit(main())
