@@ -16,7 +16,10 @@ The estimate is the bound's for every choice below: they change its noise and ne
 
 **The standard error.** The rounds repeat the K strata with independent noise, so that the variance of every stratum of
 every datum is estimated without bias from two rounds or more, and their sum is the variance of the mean. With N data
-and R rounds that is N K (R - 1) degrees of freedom: two rounds suffice, for one datum as well.
+and R rounds that is N K (R - 1) degrees of freedom if all strata matter alike, and two rounds suffice for a dozen data.
+Of very few data in very few dimensions the error is skewed, and is largest where it is underestimated: the z-score of a
+single number has a standard deviation of about 1.4 with two rounds of 16 levels and of 1.1 with four of 32; of four
+numbers with the former 1.2, of sixteen 1.0. Further rounds of few levels help little, more levels do.
 
 **Rounds.** With a target, the first rounds say how many are needed; these follow, and are checked again. Where to stop
 is read off the same draws that are averaged: the bias of that is a small part of the error, and a target is not trusted
