@@ -42,7 +42,7 @@ def problems() -> dict[str, DiffusionProblem]:
 def record(certificate: Certificate) -> dict[str, Any]:
     """A certificate as plain values, for JSON."""
     return {
-        "solver": str(certificate.solver),
+        "solver": repr(certificate.solver),
         "reference": certificate.solver.reference,
         "claim": certificate.claim,
         "passed": certificate.passed,

@@ -220,6 +220,13 @@ class Coordinates:
     t_min: float = field(default=-math.inf, repr=False)
     t_max: float = field(default=math.inf, repr=False)
 
+    def __repr__(self) -> str:
+        """The name of the constant that it is, wherever in logsnr it is used."""
+        for name, known in (("EDM", EDM), ("FLOW", FLOW), ("VP_LAM", VP_LAM)):
+            if (self.curve, self.clock) == (known.curve, known.clock):
+                return name
+        return f"Coordinates(curve={self.curve!r}, clock={self.clock!r})"
+
     def over(self, path: Path) -> Coordinates:
         """The same coordinates on the range of logsnr in which ``path`` is used."""
         ends = self.clock.time(path.logsnr(torch.tensor([path.t_min, path.t_max], dtype=torch.float64)))

@@ -92,7 +92,7 @@ class DenseOutput:
 
     def __repr__(self) -> str:
         start, end = float(self.trajectory.ts[0]), float(self.trajectory.ts[-1])
-        return f"DenseOutput({self.trajectory.solver}, t from {start:.6g} to {end:.6g}, nfe={self.trajectory.nfe})"
+        return f"DenseOutput({self.trajectory.solver!r}, t from {start:.6g} to {end:.6g}, nfe={self.trajectory.nfe})"
 
     def __call__(self, t: float | Tensor) -> Tensor:
         """The state at time t.
@@ -110,9 +110,11 @@ class DenseOutput:
         if time.ndim == 1:
             return torch.stack([self(each) for each in time])
         ts = self.trajectory.ts
-        at, start = float(time), float(ts[0])
-        if not self._way * start <= self._way * at <= self._ends[-1]:
-            raise ValueError(f"dense output covers t from {start:.6g} to {float(ts[-1]):.6g}, got {at:.6g}")
+        at, start, end = float(time), float(ts[0]), float(ts[-1])
+        if not self._way * start <= self._way * at <= self._way * end:
+            raise ValueError(f"dense output covers t from {start:.6g} to {end:.6g}, got {at:.6g}")
+        if not self._pieces:  # a batch of none
+            return self.trajectory.x
         piece = self._pieces[bisect_left(self._ends, self._way * at)]
         if at == float(piece.t):
             return piece.x

@@ -63,6 +63,13 @@ class Solver(ABC, Generic[S]):
         """As of a dataclass, for those that are none."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    def __str__(self) -> str:
+        """What messages call it: its name in ``SOLVERS`` where it has one, which is shorter."""
+        from solvers import SOLVERS
+
+        own = repr(self)
+        return next((name for name, known in SOLVERS.items() if repr(known) == own), own)
+
     def declare(self, **facts: Any) -> None:
         """State order, nfe_per_step, stochastic, reference or grid where they follow from the settings.
 
@@ -119,38 +126,64 @@ class Solver(ABC, Generic[S]):
 
 
 class Counter:
-    """Wraps a function of (x, t), counts its calls and refuses what is no prediction.
+    """Wraps a function of (x, t): counts its calls, refuses what is no prediction, and keeps the state's dtype.
+
+    What a network under autocast predicts in half precision, or an exact formula in double, is cast to the dtype of the
+    state that it was asked about; nothing is done where they are the same.
+
+    Args:
+        where: who calls, for the error's text.
+        kind: what the function returns, a ``Prediction`` or, if it is a velocity, a ``Tensor``.
+        note: told every answer.
 
     Attributes:
         calls: calls so far.
-        where: who calls, for the error's text.
     """
 
-    def __init__(self, where: Callable[[], str]) -> None:
-        self.calls, self.where = 0, where
+    def __init__(
+        self, where: Callable[[], str], kind: type = Prediction, note: Callable[[Any], None] | None = None
+    ) -> None:
+        self.calls, self.where, self.kind, self.note = 0, where, kind, note
 
     def __call__(self, function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
         def counted(x: Tensor, t: Tensor) -> Any:
             self.calls += 1
-            out, shape = function(x, t if t.ndim == 0 else t.reshape(-1)), x.shape
-            for part in (parts := _parts(out)):
+            out, shape, dtype = function(x, t if t.ndim == 0 else t.reshape(-1)), x.shape, x.dtype
+            same, parts = True, self._parts(out)
+            for part in parts:
+                same = same and part.dtype == dtype
                 if part.shape == shape:
                     continue
                 shapes = " and ".join(str(tuple(part.shape)) for part in parts)
                 raise ValueError(
                     f"{self.where()}: the prediction has shape {shapes} where the state has {tuple(x.shape)}"
                 )
+            if not same:
+                out = Prediction(*(part.to(dtype) for part in parts)) if self.kind is Prediction else out.to(dtype)
+            if self.note is not None:
+                self.note(out)
             return out
 
         return counted
 
+    def _parts(self, out: Any) -> tuple[Tensor, ...]:
+        parts: tuple[Any, ...] = (out,) if self.kind is Tensor else out
+        if isinstance(out, self.kind) and all(isinstance(part, Tensor) for part in parts):
+            return parts
+        wanted = (
+            "a velocity returns one tensor"
+            if self.kind is Tensor
+            else "predict returns Prediction(x0, eps), two tensors"
+        )
+        raise TypeError(f"{self.where()}: {wanted} of the state's shape, got {_described(out)}")
 
-def _parts(out: Any) -> tuple[Tensor, ...]:
-    if isinstance(out, Prediction):
-        return out
+
+def _described(out: Any) -> str:
+    """What somebody returned in place of a prediction."""
     if isinstance(out, Tensor):
-        return (out,)
-    raise TypeError(f"a predictor returns Prediction(x0, eps), got {type(out).__name__}")
+        return f"one tensor of shape {tuple(out.shape)}"
+    kind: str = type(out).__name__
+    return f"{kind}({', '.join(type(part).__name__ for part in out)})" if kind in ("tuple", "Prediction") else kind
 
 
 @dataclass(frozen=True)
@@ -164,6 +197,12 @@ class Trajectory:
         solver: the solver with its settings.
         seed: seed of the noise, None for a deterministic solve.
         xs: states at every node (N + 1, B, *event) with ``save="all"``, else None.
+        predictions: with ``save="all"`` what was predicted first in each of the N steps, ``predictions.x0`` and
+            ``predictions.eps`` of shape (N, B, *event); else, and for an :class:`ODE`, None. With ``xs`` that is three
+            states for each step. Entry i is the prediction at ``xs[i]`` and ``ts[i]``, also of methods with steps of
+            their own and of black boxes, of which those in between are not kept. Of methods that move the state before
+            they look (:class:`Churn`, :class:`AnnealedLangevin`) it is that at the place to which they moved it; NaN of
+            a step without any.
         end: "stop" (``x`` is the state at ``ts[-1]``) or "denoise" (``x`` is the data predicted from it).
         spent: evaluations that each sample needed (B,), where samples have steps of their own; else None: all of them.
         grid: which grid that was, a name in ``GRIDS`` or that of a function; None where ``ts`` was given.
@@ -175,6 +214,7 @@ class Trajectory:
     solver: Solver[Any]
     seed: int | None = None
     xs: Tensor | None = None
+    predictions: Prediction | None = None
     end: str = "stop"
     spent: Tensor | None = None
     grid: str | None = None
@@ -182,7 +222,7 @@ class Trajectory:
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed}"
         steps = f"{len(self.ts) - 1} steps" + (f" of {self.grid}" if self.grid else "")
-        return f"Trajectory({self.solver}, {steps}, nfe={self.nfe}, x={tuple(self.x.shape)}{seed})"
+        return f"Trajectory({self.solver!r}, {steps}, nfe={self.nfe}, x={tuple(self.x.shape)}{seed})"
 
 
 def integrate(
@@ -201,10 +241,10 @@ def integrate(
     Args:
         solver: the method.
         problem: what it solves.
-        x: state at ``ts[0]``, (B, *event), floating.
+        x: state at ``ts[0]``, (B, *event), floating; one of no samples stays as it is, and nothing is predicted.
         ts: grid (N + 1,), strictly monotone within the problem's range.
         noise: Brownian increments for stochastic solvers.
-        save: "all" keeps the state at every node.
+        save: "all" keeps the state at every node and the first prediction of every step.
         end: "denoise" returns the data predicted at the last node (one more call) in place of the state there.
         callback: called as ``callback(i, t, x)`` after the i-th step, at the node it reached.
 
@@ -223,30 +263,46 @@ def integrate(
         raise ValueError("end='denoise' needs a DiffusionProblem: an ODE predicts no data")
     ts = check_grid(ts, problem.t_min, problem.t_max)
     nodes = ts.unbind()
-    i = 0
-    counter = Counter(lambda: f"{solver}: step {i + 1}, t = {float(ts[min(i, len(ts) - 2)]):.6g}")
-    counted = cast("DiffusionProblem", problem.calling(counter).at(nodes))
+    i, diffusion = 0, isinstance(problem, DiffusionProblem)
+    start, xs, made = x, [x], list[Prediction]()
+
+    def note(answer: Prediction) -> None:
+        if len(made) == i:
+            made.append(answer)
+
+    keep = save == "all"
+    counter = Counter(
+        lambda: f"{solver}: step {i + 1}, t = {float(ts[min(i, len(ts) - 2)]):.6g}",
+        Prediction if diffusion else Tensor,
+        note if keep and diffusion else None,
+    )
+    counting = problem.calling(counter)
+    counted = cast("DiffusionProblem", counting.at(nodes))
     noise = noise or silent
-    start, xs = x, [x]
 
     state = solver.init(counted, x, ts)
     for i, (t, s) in enumerate(pairwise(nodes)):
-        x, state = solver.step(counted, x, t, s, state, noise)
-        if save == "all":
+        if len(x):
+            x, state = solver.step(counted, x, t, s, state, noise)
+        if keep:
             xs.append(x)
+            if len(made) == i:
+                made.append(Prediction(*[torch.full_like(x, torch.nan)] * 2))
         if callback is not None:
             callback(i, s, x)
     spent = solver.spent(state)
-    if end == "denoise":
+    if end == "denoise" and len(x):
         x, spent = counted.predict(x, nodes[-1]).x0, None if spent is None else spent + 1
 
     if x.shape != start.shape:
         raise ValueError(f"{solver}: its steps made a state of shape {tuple(x.shape)} of one of {tuple(start.shape)}")
     # A finite sum has finite terms, and is one pass; an infinite one may be an overflow.
     if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
-        _find_culprit(solver, problem, start, ts, noise)
-    saved = torch.stack(xs) if save == "all" else None
-    return Trajectory(x, ts, counter.calls, solver, getattr(noise, "seed", None), saved, end, spent)
+        _find_culprit(solver, counting, start, ts, noise)
+    states = torch.stack(xs) if keep else None
+    predictions = Prediction(*map(torch.stack, zip(*made, strict=True))) if keep and diffusion else None
+    seed = getattr(noise, "seed", None)
+    return Trajectory(x, ts, counter.calls, solver, seed, states, predictions, end, spent)
 
 
 def _find_culprit(solver: Solver[Any], problem: Problem, x: Tensor, ts: Tensor, noise: Noise) -> None:
@@ -262,8 +318,8 @@ def _find_culprit(solver: Solver[Any], problem: Problem, x: Tensor, ts: Tensor, 
 
     def watched(function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
         def call(x: Tensor, t: Tensor) -> Any:
-            out = function(x, t if t.ndim == 0 else t.reshape(-1))
-            for part in _parts(out):
+            out = function(x, t)
+            for part in (out,) if isinstance(out, Tensor) else out:
                 check(f"the prediction in step {step}", t, part)
             return out
 

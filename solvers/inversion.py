@@ -50,7 +50,7 @@ class RoundTrip:
 
     def __repr__(self) -> str:
         mean, worst = float(self.error.mean()), float(self.error.max())
-        return f"RoundTrip({self.encoded.solver}, nfe={self.nfe}, error mean {mean:.1e}, worst {worst:.1e})"
+        return f"RoundTrip({self.encoded.solver!r}, nfe={self.nfe}, error mean {mean:.1e}, worst {worst:.1e})"
 
 
 def round_trip(
@@ -85,4 +85,4 @@ def round_trip(
     budget: dict[str, Any] = {"solver": method, "steps": steps, "nfe": nfe, "tol": tol, "grid": grid}
     encoded = solve(problem, x, encode=True, ts=None if ts is None else ts.flip(0), **budget)
     decoded = solve(problem, encoded.x, ts=ts, **budget)
-    return RoundTrip(encoded, decoded, (decoded.x - x).double().reshape(len(x), -1).square().mean(1).sqrt())
+    return RoundTrip(encoded, decoded, (decoded.x - x).double()[:, None].flatten(1).square().mean(1).sqrt())

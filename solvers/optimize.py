@@ -158,7 +158,7 @@ class OptimizedGrid:
         low, high = self.interval
         others = ", ".join(f"{name} {self.gain_in(name):.2f}" for name in MEASURES if name != self.measure)
         return (
-            f"{self.solver}, {self.steps} steps: held-out {self.measure} error {self.error:.3g} against "
+            f"{self.solver!r}, {self.steps} steps: held-out {self.measure} error {self.error:.3g} against "
             f"{self.presets[best]:.3g} of {best}, gain {self.gain:.2f} ({low:.2f} to {high:.2f}; {others}), "
             f"fitted from {self.origin}"
         )

@@ -112,7 +112,7 @@ def picard(
     ys = x.double() / float(alpha[0])
     ys = ys.expand(steps + 1, *x.shape).clone()  # the guess: nothing moves
     first, evaluations, residuals = 0, 0, list[float]()
-    while first < steps:
+    while first < steps and batch:  # of nobody there is nothing to settle
         last = min(first + width, steps)
         here, there = slice(first, last), slice(first + 1, last + 1)
         xs = (rows(alpha[here]) * ys[here]).to(x.dtype)

@@ -86,7 +86,7 @@ def trace(solver: str | Solver[Any], path: Path, ts: Tensor, *, end: Literal["st
             node(x, s, state)
         return problem.predict(x, nodes[-1]).x0 if end == "denoise" else x
 
-    return record(program, path, name=f"{method}", start=float(nodes[0]))
+    return record(program, path, name=f"{method!r}", start=float(nodes[0]))
 
 
 def record(program: Program, path: Path, *, name: str, start: float, rtol: float = 1e-9) -> Table:

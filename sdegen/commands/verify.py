@@ -97,7 +97,7 @@ def _one(solvers: dict[str, Solver[Any]], problems: Any, grids: Sequence[str]) -
 
     ((name, solver),) = solvers.items()
     page, began = _Page(), time.perf_counter()
-    print(f"{page.bold(str(solver))}, {Certificate(solver, ()).claim}")
+    print(f"{page.bold(repr(solver))}, {Certificate(solver, ()).claim}")
     print(page.dim(f"{solver.reference or 'no reference'}\n"))
     page.waiting()
     certificate = certify(solver, problems, grids=grids, say=page.line)
@@ -124,7 +124,7 @@ def _table(solvers: dict[str, Solver[Any]], problems: Any, grids: Sequence[str])
             bar.update()
     for name, one in found.items():
         if not one.passed:
-            print(f"\n{page.bold(name)}  {one.solver}")
+            print(f"\n{page.bold(name)}  {one.solver!r}")
             for finding in one.findings:
                 print(f"  {page.bad(finding)}")
             for check in one.checks:

@@ -44,7 +44,7 @@ class Certificate:
     @property
     def verdict(self) -> str:
         holds = "holds what it declares" if self.passed else "DOES NOT HOLD WHAT IT DECLARES"
-        return f"{self.solver} ({self.claim}) {holds}"
+        return f"{self.solver!r} ({self.claim}) {holds}"
 
     def __str__(self) -> str:
         findings = [f"  {finding}" for finding in self.findings]
