@@ -18,26 +18,26 @@ arXiv:2011.13456, eq. 13 and appendix D; Kingma et al. 2021, arXiv:2107.00630, e
 solver needs a function and a path, and both may come from anywhere.
 
 Times and coefficients are 0-dim float64 CPU tensors, states keep their dtype and device; coefficients meet states in
-:mod:`solvers.linear`. :class:`Nodes` computes what a path says at the nodes of a grid once for all, so that a step can
-ask for ``path.alpha(s)`` as its paper does and pay for a look-up.
+:mod:`solvers.linear`, and are looked up in :mod:`solvers.nodes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor
 
-from solvers.linear import Terms, expand, gather, mix, number, numbers
+from solvers.linear import Terms, expand, gather, mix
+from solvers.nodes import Nodes, Passage, Path, pulls
 
 __all__ = [
     "ODE",
     "SDE",
     "DiffusionProblem",
     "Nodes",
+    "Passage",
     "Path",
     "Predict",
     "Prediction",
@@ -65,139 +65,6 @@ Predict = Callable[[Tensor, Tensor], Prediction]
 """``predict(x, t)`` with x (B, *event) and t a 0-dim or (B,) float64 tensor."""
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``velocity(x, t)`` with arguments of the same kinds."""
-
-
-@runtime_checkable
-class Path(Protocol):
-    """A Gaussian path. Every method takes a tensor of times of any shape and returns one of that shape and dtype."""
-
-    @property
-    def t_min(self) -> float:
-        """The cleanest time at which the path is used; logsnr is finite there."""
-        ...
-
-    @property
-    def t_max(self) -> float:
-        """The noisiest time at which the path is used; logsnr is finite there."""
-        ...
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale."""
-        ...
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise scale."""
-        ...
-
-    def logsnr(self, t: Tensor) -> Tensor:
-        """log alpha^2 / sigma^2, strictly falling in t."""
-        ...
-
-    def f(self, t: Tensor) -> Tensor:
-        """Drift coefficient d log alpha / dt, per unit of t."""
-        ...
-
-    def g2(self, t: Tensor) -> Tensor:
-        """Squared diffusion coefficient -sigma^2 d logsnr / dt, per unit of t."""
-        ...
-
-    def time(self, logsnr: Tensor) -> Tensor:
-        """The inverse of :meth:`logsnr`."""
-        ...
-
-
-def _within(t: Tensor, path: Path) -> Tensor:
-    """A time that was computed, and is exact to rounding only, held in the range; itself where it lies there."""
-    number = t.ndim == 0 and not t.requires_grad
-    return t if number and path.t_min <= float(t) <= path.t_max else t.clamp(path.t_min, path.t_max)
-
-
-class Nodes:
-    """A path with its values at the nodes of a grid looked up in place of computed.
-
-    The keys are the objects themselves: a step that asks for ``alpha(s)`` with the ``s`` it was handed is answered from
-    the table, and any other time is passed on to the path. That of a node's logsnr is the node, so the way to another
-    path and back (:meth:`to`) leads from object to object, and is exact.
-
-    Args:
-        path: the path.
-        nodes: 0-dim float64 tensors.
-        logsnr: theirs, where it is known already.
-    """
-
-    def __init__(self, path: Path, nodes: Sequence[Tensor], logsnr: Sequence[Tensor] | None = None) -> None:
-        self.path, self.t_min, self.t_max = path, path.t_min, path.t_max
-        self._ts = torch.stack(list(nodes))
-        # These are kept alive, so that no other tensor can have the id of one.
-        self._nodes, self._levels = nodes, path.logsnr(self._ts).unbind() if logsnr is None else logsnr
-        self._columns = {"logsnr": self._column(nodes, self._levels), "time": self._column(self._levels, nodes)}
-
-    @staticmethod
-    def _column(keys: Sequence[Tensor], values: Sequence[Tensor]) -> dict[int, Tensor]:
-        return dict(zip(map(id, keys), values, strict=True))
-
-    def _look_up(self, what: str, key: Tensor) -> Tensor:
-        column = self._columns.get(what)
-        if column is None:  # computed when it is asked for, at all nodes at once
-            column = self._columns[what] = self._column(self._nodes, getattr(self.path, what)(self._ts).unbind())
-        value = column.get(id(key))
-        return getattr(self.path, what)(key) if value is None else value
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return self._look_up("alpha", t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return self._look_up("sigma", t)
-
-    def logsnr(self, t: Tensor) -> Tensor:
-        return self._look_up("logsnr", t)
-
-    def f(self, t: Tensor) -> Tensor:
-        return self._look_up("f", t)
-
-    def g2(self, t: Tensor) -> Tensor:
-        return self._look_up("g2", t)
-
-    def time(self, logsnr: Tensor) -> Tensor:
-        return self._look_up("time", logsnr)
-
-    def to(self, path: Path) -> Passage:
-        """The passage to another path, known at the nodes."""
-        there = Nodes(path, path.time(torch.stack(list(self._levels))).unbind(), self._levels)
-        passage = Passage(self, there)
-        units = numbers(self.path.alpha(self._ts) / path.alpha(there._ts))
-        passage.known = {id(t): (here, unit) for t, here, unit in zip(there._nodes, self._nodes, units, strict=True)}
-        return passage
-
-
-class Passage:
-    """The way from one path to another and back: at equal logsnr x0 and eps are the same, and x = unit x'.
-
-    Args:
-        old: the path with the states x.
-        new: that with the states x' = (alpha' / alpha) x.
-
-    Attributes:
-        known: (time on the old path, unit) by the ids of the new one's nodes.
-    """
-
-    def __init__(self, old: Path, new: Path) -> None:
-        self.old, self.new = old, new
-        self.known: dict[int, tuple[Tensor, Tensor | float]] = {}
-
-    def forth(self, t: Tensor) -> Tensor:
-        """The time on the new path."""
-        return self.new.time(self.old.logsnr(t))
-
-    def back(self, t: Tensor) -> Tensor:
-        """The time on the old path."""
-        found = self.known.get(id(t))
-        return _within(self.old.time(self.new.logsnr(t)), self.old) if found is None else found[0]
-
-    def unit(self, t: Tensor) -> Tensor | float:
-        """alpha / alpha' at a time on the new path."""
-        found = self.known.get(id(t))
-        return number(self.old.alpha(self.back(t)) / self.new.alpha(t)) if found is None else found[1]
 
 
 @dataclass(frozen=True)
@@ -311,8 +178,7 @@ class DiffusionProblem:
 
     def slope(self, x: Tensor, t: Tensor) -> Terms:
         """The terms of :meth:`velocity`, for a method that adds them up with others."""
-        path, ((c, _),) = self.path, self.terms(x, t)
-        f, rate = number(path.f(t)), number(path.g2(t)) / (2 * number(path.sigma(t)))
+        ((c, _),), (f, rate) = self.terms(x, t), pulls(self.path, t)
         pulled = rate, self.predict(x, t).eps
         return (pulled,) if isinstance(f, float) and f == 0.0 else ((f * c, x), pulled)  # zero on the ray
 
