@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sdegen.data import Dataset
 from sdegen.likelihood.methods import Estimator, Method
-from sdegen.likelihood.ode import tolerable
+from sdegen.likelihood.ode import COARSE, coarse, tolerable
 from sdegen.likelihood.report import LikelihoodReport, gap, merged
 from sdegen.likelihood.scoring import bins_of
 from sdegen.likelihood.store import Progress, Store, fingerprint, part, processes
@@ -210,17 +210,20 @@ def _whole(target: float | None, max_nfe: int | None, parts: Sequence[Likelihood
     """
     report = merged(parts)
     notes = [note for note in report.note.split("; ") if note and "target" not in note]
-    allowed = tolerable(target, report.estimator_se, report.dims)
-    if report.solver_error is not None and report.solver_error > allowed and report.kind != "estimate":
+    bits = report.bits_offset is not None
+    unit = "bits/dim" if bits else "nats"
+
+    def shown(nats: float) -> float:
+        return report.in_bits(nats) if bits else nats
+
+    error, allowed = report.solver_error, tolerable(target, report.estimator_se, report.dims)
+    if error is not None and error > allowed:
         report = replace(report, kind="estimate")
-        notes.insert(0, f"the solver's error, {report.solver_error:.3g} nats, is larger than {allowed:.3g}")
+        notes = [coarse(shown(error), shown(allowed), unit), *(note for note in notes if not note.startswith(COARSE))]
     if target is not None and report.estimator_se > target:
-        bits = report.bits_offset is not None
-        is_, wanted = (report.in_bits(e) if bits else e for e in (report.estimator_se, target))
         budget = "" if max_nfe is None else f" within max_nfe={max_nfe}"
-        notes.insert(
-            0, f"the target was not reached{budget}: {is_:.3g} {'bits/dim' if bits else 'nats'}, not {wanted:.3g}"
-        )
+        is_, wanted = shown(report.estimator_se), shown(target)
+        notes.insert(0, f"the target was not reached{budget}: {is_:.3g} {unit}, not {wanted:.3g}")
     return replace(report, note="; ".join(notes))
 
 

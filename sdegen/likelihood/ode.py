@@ -60,10 +60,11 @@ from sdegen.models.diffusion import GaussianDiffusion
 from solvers import standard_normal
 from solvers.noise import ENCODER
 
-__all__ = ["ode_likelihood", "ode_log_prob", "tolerable"]
+__all__ = ["COARSE", "coarse", "ode_likelihood", "ode_log_prob", "tolerable"]
 
 ENOUGH = 32  # data for a covariance
 NEGLIGIBLE = 1e-3  # nats per dimension: a solver's error that nobody minds
+COARSE = "the solver's error"
 LEAST, SHARE = 8, 16  # data of which the solver's error is measured: so many at least, or one in so many
 
 
@@ -253,9 +254,7 @@ def ode_likelihood(
     allowed = tolerable(target_se, se, model.dims)
     settled = off is not None and off.rms <= allowed
     if off is not None and not settled:
-        notes.append(
-            f"the solver's error, {off.rms:.3g} nats, is larger than {allowed:.3g}: ask for a smaller tol or more steps"
-        )
+        notes.append(coarse(off.rms, allowed))
     if drawn and float(values.mean()) < 0:
         settled = False
         notes.append("grey levels would have a probability above one: the solver's error is larger than the result")
@@ -301,6 +300,11 @@ def ode_likelihood(
 def tolerable(target_se: float | None, se: float, dims: int) -> float:
     """The largest solver's error, nats, that leaves a number exact, or a bound: what nobody minds beside its noise."""
     return max(target_se or NEGLIGIBLE * dims, se if math.isfinite(se) else 0.0)
+
+
+def coarse(error: float, allowed: float, unit: str = "nats") -> str:
+    """What is said of a solver's error that is not tolerable."""
+    return f"{COARSE}, {error:.3g} {unit}, is larger than {allowed:.3g}: ask for a smaller tol or more steps"
 
 
 def _check(drawn: bool, trace: Trace, draws: int, K: int, noisy: bool) -> None:
