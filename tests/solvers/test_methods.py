@@ -192,7 +192,7 @@ def test_torchdiffeq_is_differentiable() -> None:
 
 def test_scipy_says_when_it_gives_up() -> None:
     explodes = ODE(lambda x, t: x**2)
-    with pytest.raises(ValueError, match=r"ScipyODE.* gave up between t = 0 and 1"):
+    with pytest.raises(ValueError, match=r"^rk45 gave up between t = 0 and 1"):
         integrate(ScipyODE("RK45"), explodes, 2 * torch.ones(1, 1).double(), torch.tensor([0.0, 1.0]))
 
 
