@@ -301,16 +301,35 @@ SOLVERS: dict[str, Solver[Any]] = {
     "gotta_go_fast": GottaGoFast(),
     "dopri5": TorchDiffEq("dopri5"),
     "dopri5_lam": OnPath(TorchDiffEq("dopri5"), VP_LAM),
+    "dopri8": TorchDiffEq("dopri8"),
+    "bosh3": TorchDiffEq("bosh3"),
+    "torchdiffeq_adaptive_heun": TorchDiffEq("adaptive_heun"),
+    "torchdiffeq_euler": TorchDiffEq("euler"),
+    "torchdiffeq_midpoint": TorchDiffEq("midpoint"),
+    "torchdiffeq_heun2": TorchDiffEq("heun2"),
+    "torchdiffeq_heun3": TorchDiffEq("heun3"),
     "torchdiffeq_rk4": TorchDiffEq("rk4"),
+    "torchdiffeq_explicit_adams": TorchDiffEq("explicit_adams"),
+    "torchdiffeq_implicit_adams": TorchDiffEq("implicit_adams"),
+    "rk23": ScipyODE("RK23"),
     "rk45": ScipyODE("RK45"),
     "dop853": ScipyODE("DOP853"),
+    "radau": ScipyODE("Radau"),
+    "bdf": ScipyODE("BDF"),
+    "lsoda": ScipyODE("LSODA"),
     "rk45_lam": OnPath(ScipyODE("RK45"), VP_LAM),
     "dop853_lam": OnPath(ScipyODE("DOP853"), VP_LAM),
     "torchsde_euler": TorchSDE("euler"),
+    "torchsde_milstein": TorchSDE("milstein"),
+    "torchsde_euler_heun": TorchSDE("euler_heun"),
     "torchsde_heun": TorchSDE("heun"),
+    "torchsde_midpoint": TorchSDE("midpoint"),
+    "torchsde_log_ode": TorchSDE("log_ode"),
+    "torchsde_reversible_heun": TorchSDE("reversible_heun"),
     "torchsde_srk": TorchSDE("srk"),
 }
-"""Every solver by name. What is in here is measured: ``solvers.certify`` and the tests go through the whole table."""
+"""Every solver by name; a library's own names with the library's in front where they are fixed-step or taken here. What
+is in here is measured: ``solvers.certify`` and the tests go through the whole table."""
 
 
 class Row(NamedTuple):

@@ -7,9 +7,12 @@ torchdiffeq
     float64 inside and goes back to its own dtype for ``predict`` and at the end; steps beyond the end of the interval
     and interpolates back: ``step_t`` holds it at the end, and times are clamped to the interval; measures the error
     over the whole batch, so that an adaptive solve of a sample depends on its company. Its Adams methods have the
-    weights of equal steps and forget at the end of a call: they take some equal steps in each step of the grid.
+    weights of equal steps and forget at the end of a call: they take some equal steps in each step of the grid. Its
+    fehlberg2 is Fehlberg's pair 1(2), whose estimate h (k_3 - k_1) / 512 says little of its error h^3 x''' / 6: errors
+    fall with the tolerance, and are some hundred times as large. It runs, and is no name in ``SOLVERS``.
 scipy
-    lives on the CPU in float64 with flat states: the batch is one system, with one step size.
+    lives on the CPU in float64 with flat states: the batch is one system, with one step size, and of that system Radau
+    and BDF make and factorise a dense Jacobian, B D calls of ``predict`` each time: for a handful of small samples.
 both
     let a step grow tenfold. On a VP path nothing moves at either end, so that one step over the whole middle can look
     harmless (seen: error 0.3 at tolerance 1e-3, in silence): no step is longer than an eighth of the problem's range.
