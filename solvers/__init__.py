@@ -48,6 +48,7 @@ from solvers.exponential_sde import (
 )
 from solvers.external import ScipyODE, TorchDiffEq, TorchSDE
 from solvers.foreign import Diffusers, KDiffusion, import_sampler
+from solvers.gits import gits
 from solvers.grids import GRIDS, Grid, check_grid
 from solvers.integrate import Solver, Trajectory, integrate
 from solvers.inversion import RoundTrip, round_trip
@@ -183,6 +184,7 @@ __all__ = [
     "check_grid",
     "dense",
     "expand",
+    "gits",
     "import_sampler",
     "integrate",
     "mix",

@@ -9,12 +9,14 @@ the solver. Nearly every grid in use spaces them equally in some function of the
     logsnr            logsnr         what exponential integrators are exact in; polyexponential bends it
     (sigma/alpha)^(1/rho)  karras    between logsnr (rho large) and uniform in sigma / alpha (rho = 1)
     sigma/(alpha+sigma)    flow      the time of straight lines; shift moves it towards the noise
+                      shift_for_size  by as much as the size of an image asks for (dynamic shift)
     its square root   sqrt_flow      dense near the data, sparse at the noise: what measurements favour
     quantiles         beta           of a beta distribution of t: dense at both ends
 
 ``leading``, ``linspace`` and ``trailing`` pick whole-numbered levels of a discrete model, and :func:`through` carries a
 list of levels that somebody else has found over to any number of steps (``ays_sd1`` is such a list). A grid for one
-problem and one solver is found by :func:`solvers.optimize_grid`.
+problem and one solver is found by :func:`solvers.optimize_grid`, and one from the geometry of its solutions by
+:func:`solvers.gits`.
 
 Every grid here ends at ``path.t_min``, where logsnr is finite; what happens after (stop there, or take the predicted
 data) is said by the ``end`` of :func:`solvers.solve` and is no part of a grid.
@@ -47,6 +49,7 @@ __all__ = [
     "power",
     "quadratic",
     "shift",
+    "shift_for_size",
     "sqrt_flow",
     "through",
     "trailing",
@@ -153,6 +156,33 @@ def shift(path: Path, n: int, s: float = 3.0) -> Tensor:
     # u / (1 - u) = (sigma / alpha) / s, so u is a sigmoid of logsnr, and back.
     u = _spread((-0.5 * path.logsnr(_ends(path)) - np.log(s)).sigmoid(), n)
     return _pinned(path, path.time(-2 * (u.logit() + np.log(s))))
+
+
+def shift_for_size(
+    path: Path,
+    n: int,
+    tokens: float = 4096,
+    small: tuple[float, float] = (256, 0.5),
+    large: tuple[float, float] = (4096, 1.15),
+) -> Tensor:
+    """:func:`shift` by s = e^mu, with mu a straight line in the size of the event: the "dynamic" shift of flow models.
+
+    The same noise hides less of a larger image, whose neighbouring pixels say the same.
+
+    Args:
+        path: the Gaussian path.
+        n: number of steps.
+        tokens: size of the event as the network sees it, in patches; 4096 are 1024 x 1024 pixels in patches of 16 x 16.
+        small: (tokens, mu) of a small event.
+        large: (tokens, mu) of a large one.
+
+    Reference: Black Forest Labs 2024, FLUX.1 (mu from 0.5 at 256 tokens to 1.15 at 4096), and ``use_dynamic_shifting``
+        of diffusers; Esser et al. 2024, arXiv:2403.03206, eq. 23, where s is the root of a ratio of sizes.
+    """
+    if not tokens > 0 or small[0] == large[0]:
+        raise ValueError(f"sizes are positive and those of the line differ, got {tokens} on {small} to {large}")
+    mu = small[1] + (large[1] - small[1]) * (tokens - small[0]) / (large[0] - small[0])
+    return shift(path, n, float(np.exp(mu)))
 
 
 def sqrt_flow(path: Path, n: int) -> Tensor:
@@ -275,6 +305,7 @@ GRIDS: dict[str, Grid] = {
     "karras": karras,
     "flow": flow,
     "shift": shift,
+    "shift_for_size": shift_for_size,
     "sqrt_flow": sqrt_flow,
     "vp_quadratic": vp_quadratic,
     "beta": beta,

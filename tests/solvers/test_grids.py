@@ -23,6 +23,7 @@ from solvers.grids import (
     power,
     quadratic,
     shift,
+    shift_for_size,
     sqrt_flow,
     through,
     trailing,
@@ -69,6 +70,15 @@ def test_what_is_equally_spaced_in_what(path) -> None:
     assert equal((clean - path.logsnr(ts)).clamp(min=0) ** (1 / 3))
     part = (beta(path, 20, 0.6, 0.8) - path.t_min) / (path.t_max - path.t_min)
     assert equal(torch.from_numpy(stats.beta(0.6, 0.8).cdf(part.numpy())))
+
+
+def test_a_shift_for_a_size_is_the_one_of_flow_models(path) -> None:
+    """exp(0.5) at 256 tokens, exp(1.15) at 4096, and their geometric mean half-way."""
+    for tokens, mu in ((256, 0.5), (2176, 0.825), (4096, 1.15), (8192, 1.15 + 0.65 * 4096 / 3840)):
+        torch.testing.assert_close(shift_for_size(path, 8, tokens), shift(path, 8, math.exp(mu)), rtol=1e-9, atol=1e-9)
+    assert torch.equal(GRIDS["shift_for_size"](path, 5), shift_for_size(path, 5, 4096))
+    with pytest.raises(ValueError, match="sizes are positive"):
+        shift_for_size(path, 5, 0)
 
 
 def test_a_shift_scales_noise_levels() -> None:
