@@ -6,6 +6,7 @@ unit variance, and the output starts at zero, so that an untrained :class:`sdege
 baseline of its parametrization.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,13 @@ def network(name: str) -> Callable[..., Any]:
     """The class or function behind a name: one of ours, or anybody's in a module or file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be called as ours are.
     """
-    return load(name, "network") if ":" in name else find(name, NETWORKS, "network")
+    if ":" not in name:
+        return find(name, NETWORKS, "network")
+    made: Any = load(name, "network")
+    try:
+        inspect.signature(made).bind_partial((1,), 1, classes=0)
+    except TypeError as error:
+        raise ValueError(f"{name} is built as Net(event_shape, outputs, *, classes=0, ...): {error}") from error
+    return made

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdegen.networks import MLP, NETWORKS, UNet
+from sdegen.networks import MLP, NETWORKS, UNet, network
 from sdegen.networks.layers import attention, dropout
 
 
@@ -137,3 +137,22 @@ def test_attention_is_the_fused_kernel() -> None:
     q, k, v = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = nn.functional.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(attention(q, k, v), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("signature", "said"),
+    [
+        ("(event_shape, outputs)", "got an unexpected keyword argument 'classes'"),
+        ("(event_shape, *, classes=0)", "too many positional arguments"),
+    ],
+)
+def test_a_network_of_ones_own_that_is_built_in_another_way_is_told_how(tmp_path, signature: str, said: str) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        f"def net{signature}: ...\ndef right(event_shape, outputs, *, classes=0, width=8): ...\nnumber = 3\n"
+    )
+    with pytest.raises(ValueError, match=rf"net is built as Net\(event_shape, outputs, \*, classes=0, ...\): {said}$"):
+        network(f"{file}:net")
+    with pytest.raises(ValueError, match="3 is not a callable object"):
+        network(f"{file}:number")
+    assert network(f"{file}:right").__name__ == "right"
