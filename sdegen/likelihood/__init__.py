@@ -8,6 +8,7 @@ from sdegen.likelihood.control import IndependentLevels, LinearGaussian
 from sdegen.likelihood.evaluate import Evaluation, evaluate
 from sdegen.likelihood.every_t import best_grid, bound_of_every_T
 from sdegen.likelihood.importance import importance
+from sdegen.likelihood.ladder import Ladder, ladder
 from sdegen.likelihood.log_density import LogDensity, log_density
 from sdegen.likelihood.ode import ode_likelihood, ode_log_prob
 from sdegen.likelihood.profile import DenoisingProfile, denoising_profile
@@ -23,6 +24,7 @@ __all__ = [
     "Exact",
     "Hutchinson",
     "IndependentLevels",
+    "Ladder",
     "LikelihoodReport",
     "LinearGaussian",
     "LogDensity",
@@ -35,6 +37,7 @@ __all__ = [
     "denoising_profile",
     "evaluate",
     "importance",
+    "ladder",
     "log_density",
     "ode_likelihood",
     "ode_log_prob",
