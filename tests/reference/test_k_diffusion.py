@@ -6,17 +6,15 @@ of both is that of one Brownian motion, so the noises agree interval by interval
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from sdegen.certificates import PATHS, problems
+from sdegen.paths import VE
 from solvers import (
     EDM,
     SOLVERS,
@@ -38,27 +36,6 @@ from solvers.foreign import KDiffusion
 from solvers.grids import karras
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
-
-
-def sampling() -> Any:
-    """k_diffusion.sampling, without the parts of the package that want more packages."""
-    if "k_diffusion.sampling" in sys.modules:
-        return sys.modules["k_diffusion.sampling"]
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("k-diffusion is not installed")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
-    hidden = {"k_diffusion": package}
-    if importlib.util.find_spec("torchvision") is None:
-        hidden |= {name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms")}
-        hidden["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
-    sys.modules.update(hidden)
-    try:
-        return importlib.import_module("k_diffusion.sampling")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 SAME: dict[str, tuple[str, dict[str, Any], Solver[Any]]] = {
@@ -86,12 +63,12 @@ SAME: dict[str, tuple[str, dict[str, Any], Solver[Any]]] = {
 
 @pytest.mark.parametrize("grid", [karras, uneven], ids=["karras", "uneven"])
 @pytest.mark.parametrize("what", SAME)
-def test_coefficients_agree(what: str, grid: Any) -> None:
+def test_coefficients_agree(what: str, grid: Any, k_diffusion: Any) -> None:
     name, options, ours = SAME[what]
     path = PATHS["vp"]
     ts = grid(path, 10)
     sigmas = torch.exp(-path.logsnr(ts) / 2)
-    theirs = import_sampler(KDiffusion(getattr(sampling(), name), sigmas, options), path)
+    theirs = import_sampler(KDiffusion(getattr(k_diffusion, name), sigmas, options), path)
     mine = trace(ours, path, ts)
     assert (theirs.nfe, theirs.draws) == (mine.nfe, mine.draws)
     np.testing.assert_allclose(theirs.intervals, mine.intervals, atol=1e-10)
@@ -108,3 +85,38 @@ def test_its_third_order_is_the_published_one() -> None:
         for method in (SDEDPMSolverPP3M(eta=0.0), DPMSolverPP3M(corrected=True))
     ]
     assert slopes == pytest.approx([2, 3], abs=0.2)
+
+
+# --- To the end: the last step, to no noise at all --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe", "draws"),
+    [
+        ("sample_euler_ancestral", 6, 5),
+        ("sample_dpm_2", 11, 0),
+        ("sample_dpm_2_ancestral", 11, 5),
+        ("sample_lms", 6, 0),
+        ("sample_dpmpp_2s_ancestral", 11, 5),
+        ("sample_dpmpp_sde", 11, 10),
+        ("sample_dpmpp_2m_sde", 6, 5),
+        ("sample_dpmpp_3m_sde", 6, 5),
+    ],
+)
+def test_its_functions_are_imported_whole(name: str, nfe: int, draws: int, k_diffusion: Any) -> None:
+    path = VE(0.02, 20.0)
+    levels = torch.exp(-path.logsnr(karras(path, 5)) / 2)
+    sigmas = torch.cat([levels, levels.new_zeros(1)])
+    table = import_sampler(KDiffusion(getattr(k_diffusion, name), sigmas), path)
+    assert (table.nfe, table.draws, table.steps) == (nfe, draws, 6)
+    assert table.result()[0] == pytest.approx(0, abs=1e-12)  # the step to zero returns data
+
+
+def test_its_adaptive_method_has_no_table(k_diffusion: Any) -> None:
+    path = VE(0.02, 20.0)
+
+    def sample_adaptive(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+        return k_diffusion.sample_dpm_adaptive(model, x, 0.02, 20.0, disable=True)
+
+    with pytest.raises(ValueError, match="only linear steps have a table"):
+        import_sampler(KDiffusion(sample_adaptive, torch.exp(-path.logsnr(karras(path, 5)) / 2)), path)

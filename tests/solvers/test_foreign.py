@@ -1,12 +1,7 @@
-"""Samplers of other libraries, imported by probing: their coefficients are ours, or we know why not."""
+"""Samplers in the style of other libraries, imported by probing: their coefficients are ours. (The libraries: tests/reference.)"""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +11,9 @@ import torch
 from torch import Tensor
 
 from sdegen.oracles import MixtureOracle
-from sdegen.paths import VE, GaussianPath, Tabulated
+from sdegen.paths import VE, GaussianPath
 from solvers import (
     BrownianMotion,
-    Diffusers,
     KDiffusion,
     Moments,
     Prediction,
@@ -188,142 +182,3 @@ def test_noise_that_is_not_used_is_not_drawn(vp: GaussianPath) -> None:
 def test_what_is_not_linear_is_refused(function: Callable[..., Tensor], vp: GaussianPath) -> None:
     with pytest.raises(ValueError, match=f"^{function.__name__}.*only linear steps have a table"):
         import_sampler(KDiffusion(function, noise_levels(vp, logsnr(vp, 3))), vp)
-
-
-# --- The libraries themselves -----------------------------------------------------------------------------------------
-
-
-def k_diffusion() -> Any:
-    """k_diffusion.sampling, without the parts of the package that want more packages."""
-    if "k_diffusion.sampling" in sys.modules:
-        return sys.modules["k_diffusion.sampling"]
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("k-diffusion is not installed")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
-    hidden = {"k_diffusion": package}
-    if importlib.util.find_spec("torchvision") is None:
-        hidden |= {name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms")}
-        hidden["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
-    sys.modules.update(hidden)
-    try:
-        return importlib.import_module("k_diffusion.sampling")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize(
-    ("name", "nfe", "draws"),
-    [
-        ("sample_euler_ancestral", 6, 5),
-        ("sample_dpm_2", 11, 0),
-        ("sample_dpm_2_ancestral", 11, 5),
-        ("sample_lms", 6, 0),
-        ("sample_dpmpp_2s_ancestral", 11, 5),
-        ("sample_dpmpp_sde", 11, 10),
-        ("sample_dpmpp_2m_sde", 6, 5),
-        ("sample_dpmpp_3m_sde", 6, 5),
-    ],
-)
-def test_k_diffusion_is_imported_whole(name: str, nfe: int, draws: int) -> None:
-    path = VE(0.02, 20.0)
-    sigmas = noise_levels(path, karras(path, 5), zero=True)
-    table = import_sampler(KDiffusion(getattr(k_diffusion(), name), sigmas), path)
-    assert (table.nfe, table.draws, table.steps) == (nfe, draws, 6)
-    assert table.result()[0] == pytest.approx(0, abs=1e-12)  # the step to zero returns data
-
-
-@pytest.mark.reference
-def test_k_diffusion_adaptive_has_no_table() -> None:
-    sampling, path = k_diffusion(), VE(0.02, 20.0)
-
-    def sample_adaptive(model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
-        return sampling.sample_dpm_adaptive(model, x, 0.02, 20.0, disable=True)
-
-    with pytest.raises(ValueError, match="only linear steps have a table"):
-        import_sampler(KDiffusion(sample_adaptive, noise_levels(path, karras(path, 5))), path)
-
-
-BETAS = np.linspace(1e-4, 0.02, 1000)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers hands tensors to NumPy
-
-
-def scheduler(name: str, **options: Any) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            library = importlib.import_module("diffusers")
-            made = getattr(library, name)(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", **options)
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"diffusers: {error}")
-    return made
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize(
-    ("theirs", "options", "ours"),
-    [
-        ("DDIMScheduler", {"clip_sample": False}, "ddim"),
-        ("EulerDiscreteScheduler", {}, "ddim"),
-        ("DPMSolverMultistepScheduler", {}, "dpmpp_2m"),
-    ],
-)
-def test_diffusers_has_our_coefficients(theirs: str, options: dict[str, Any], ours: str) -> None:
-    path = Tabulated(betas=BETAS)
-    table = import_sampler(Diffusers(scheduler(theirs, timestep_spacing="trailing", **options), 10), path)
-    assert table.ts[-1] == -np.inf  # its last step goes to the data, which a grid of ours does not reach
-    for form in ("x0", "eps"):
-        found, expected = table.states(form), trace(ours, path, torch.tensor(table.ts[:-1])).states(form)
-        np.testing.assert_allclose(found[:-1, :-1], expected, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_allclose(table.result(), np.eye(11)[-1], atol=1e-5)
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize(
-    ("name", "options", "nfe", "draws"),
-    [
-        ("DDPMScheduler", {"clip_sample": False}, 10, 9),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 10, 9),
-        ("DPMSolverSinglestepScheduler", {"lower_order_final": True}, 10, 0),
-        ("UniPCMultistepScheduler", {"solver_order": 3}, 10, 0),
-        ("DEISMultistepScheduler", {"solver_order": 3}, 10, 0),
-        ("HeunDiscreteScheduler", {}, 19, 0),
-        ("KDPM2DiscreteScheduler", {}, 19, 0),
-        ("LMSDiscreteScheduler", {}, 10, 0),
-        ("EulerAncestralDiscreteScheduler", {}, 10, 9),
-        ("PNDMScheduler", {"skip_prk_steps": True}, 11, 0),
-        ("SASolverScheduler", {}, 10, 7),
-    ],
-)
-def test_diffusers_is_imported_and_its_rows_stay_short(
-    name: str, options: dict[str, Any], nfe: int, draws: int
-) -> None:
-    path = Tabulated(betas=BETAS)
-    made = scheduler(name, **options)
-    before = {key: value for key, value in vars(made).items() if isinstance(value, int | float)}
-    table = import_sampler(Diffusers(made, 10), path)
-    assert (table.nfe, table.draws) == (nfe, draws)
-    assert np.diff(table.first).max() <= 11
-    assert before == {key: value for key, value in vars(made).items() if isinstance(value, int | float)}  # a copy ran
-
-
-@pytest.mark.reference
-def test_a_diffusers_replay_is_its_own_loop(mixture: MixtureOracle) -> None:
-    path, made = Tabulated(betas=BETAS), scheduler("UniPCMultistepScheduler", solver_order=2)
-    problem, x = mixture.problem(path), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    made.set_timesteps(12)
-    state = x
-    for label in made.timesteps:
-        t = (label.double() + 1) / 1000
-        state = made.step(problem.predict(state, t).eps, label, state).prev_sample
-    found = replay(import_sampler(Diffusers(made, 12), path), problem.predict, x)
-    torch.testing.assert_close(found, state, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.reference
-def test_a_scheduler_that_clips_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^DDIMScheduler.*only linear steps have a table"):
-        import_sampler(Diffusers(scheduler("DDIMScheduler", clip_sample=True), 5), Tabulated(betas=BETAS))
