@@ -1,4 +1,4 @@
-"""Samplers in the style of other libraries, imported by probing: their coefficients are ours. (The libraries: tests/reference.)"""
+"""Samplers in the style of other libraries, imported by probing: their coefficients are ours."""
 
 from __future__ import annotations
 
