@@ -17,7 +17,8 @@ keeps what improves and shrinks mu, otherwise grows it. J comes from differences
 be differentiable, the predictor may be any black box, and ten iterations are enough.
 
 *A simplex.* J follows each sample and does not see those that are about to end in another mode. With few steps their
-number is what matters, so there the search goes on without derivatives, by the method of Nelder and Mead.
+number is what matters, so there the search goes on without derivatives, by the method of Nelder and Mead, and from many
+of the scanned grids: the best ones often lead to one place, and the best place is another.
 
 Reference: Levenberg 1944; Marquardt 1963, doi:10.1137/0111030; Nelder and Mead 1965, doi:10.1093/comjnl/7.4.308.
 """
@@ -25,7 +26,7 @@ Reference: Levenberg 1944; Marquardt 1963, doi:10.1137/0111030; Nelder and Mead 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -37,9 +38,10 @@ from solvers.integrate import Solver, integrate
 from solvers.noise import BrownianMotion
 from solvers.problem import DiffusionProblem
 
-__all__ = ["Part", "Search"]
+__all__ = ["Part", "Scored", "Search"]
 
 DIFFERENCE = 1e-3  # of theta, that is in the logarithm of a step: small against 1, large against rounding in float32
+SAME = 0.1  # in lam: grids whose nodes are all closer than this lie in one valley
 FARTHEST = 1.0  # that a step of theta may go: a factor of e in the length of one step
 
 
@@ -49,6 +51,18 @@ class Part(NamedTuple):
     x: Tensor
     target: Tensor
     noise: BrownianMotion | None
+
+
+class Scored(NamedTuple):
+    """A grid, where it comes from, and what it costs."""
+
+    cost: float
+    origin: str
+    ts: Tensor
+
+
+def _cost(scored: Scored) -> float:
+    return scored.cost
 
 
 class Search:
@@ -84,18 +98,28 @@ class Search:
         cost = float(e.square().mean(1).pow(self.power / 2).mean())
         return cost if math.isfinite(cost) else 1e300
 
-    def scan(self, grids: Mapping[str, Tensor], count: int, part: Part, seed: int) -> list[tuple[float, str, Tensor]]:
-        """Cost, origin and nodes of the presets and of random mixtures of two of them, shaken; the best first."""
+    def scan(self, grids: Mapping[str, Tensor], count: int, part: Part, seed: int) -> list[Scored]:
+        """The presets and random mixtures of two of them, shaken; the best first."""
         draw = torch.Generator().manual_seed(seed)
         known = torch.stack([self.theta(ts) for ts in grids.values()])
-        found = [(self.cost(self.residual(ts, part)), name, ts) for name, ts in grids.items()]
+        found = [Scored(self.cost(self.residual(ts, part)), name, ts) for name, ts in grids.items()]
         for _ in range(count):
             a, b = known[torch.randint(len(known), (2,), generator=draw)]
             share, strength = torch.rand(2, generator=draw, dtype=torch.float64)
             shaken = torch.randn(self.steps, generator=draw, dtype=torch.float64) * strength * 2 / self.steps**0.5
             ts = self.nodes(torch.lerp(a, b, share) + shaken)
-            found.append((self.cost(self.residual(ts, part)), "mixture", ts))
-        return sorted(found, key=lambda each: each[0])
+            found.append(Scored(self.cost(self.residual(ts, part)), "mixture", ts))
+        return sorted(found, key=_cost)
+
+    def valleys(self, scanned: Sequence[Scored], part: Part) -> list[Scored]:
+        """Where simplices from the grids of a scan arrive, each place once; the best first."""
+        ends = [(origin, self.simplex(ts, part)) for _, origin, ts in scanned]
+        found: list[Scored] = []
+        for end in sorted((Scored(self.cost(self.residual(ts, part)), origin, ts) for origin, ts in ends), key=_cost):
+            lam = self.problem.path.logsnr(end.ts) / 2
+            if all(float((self.problem.path.logsnr(one.ts) / 2 - lam).abs().max()) > SAME for one in found):
+                found.append(end)
+        return found
 
     def descend(self, ts: Tensor, part: Part, iterations: int, accepted: Callable[[Tensor], None]) -> Tensor:
         """Levenberg-Marquardt from one grid, to the end or ``iterations``; tells ``accepted`` every better one."""

@@ -51,7 +51,8 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
 """What one number is made of the samples' distances (..., B)."""
 
 POWERS = {"mean": 1.0, "rms": 2.0}  # those that a grid can be fitted to
-FEW = 6  # steps, up to which the search goes on without derivatives
+FEW = 5  # steps, up to which the search goes on without derivatives
+VALLEYS = 5  # times as many scanned grids are followed then, on few noises, as are fitted on all
 SCANNED = 32  # noises at least that the scan and the first descent see, or one in eight
 
 
@@ -181,7 +182,8 @@ def optimize_grid(
 ) -> OptimizedGrid:
     """Find the grid on which a solver is most accurate with a budget, and report the gain over the presets.
 
-    Costs up to ``starts * iterations * (steps + 3)`` solves of half of ``x``, as many of an eighth of it, and the scan.
+    Costs up to ``starts * iterations * (steps + 3)`` solves of half of ``x``, about as many of an eighth of it, and the
+    scan. ``print(found)`` says what was gained.
 
     Args:
         problem: what is solved; ``predict`` may be anything, no gradients are taken.
@@ -229,9 +231,13 @@ def optimize_grid(
         grids = {name: make(problem.path, steps) for name, make in makers.items()}
         found = list(grids.items())
         if steps > 1 and iterations > 0:
-            for _, origin, ts in search.scan(grids, candidates, few, seed)[:starts]:
+            begun = search.scan(grids, candidates, few, seed)
+            if steps <= FEW:
+                begun = search.valleys(begun[: VALLEYS * starts], few)
+            for _, origin, ts in begun[:starts]:
                 seen: list[Tensor] = []
-                ts = search.descend(ts, few, iterations, seen.append)
+                if steps > FEW:
+                    ts = search.descend(ts, few, iterations, seen.append)
                 ts = search.descend(ts, fit, iterations, seen.append)
                 if steps <= FEW:
                     seen.append(search.simplex(ts, fit))

@@ -97,7 +97,7 @@ def test_one_sample_in_another_mode_decides_the_rms_and_not_the_mean(problem: Di
     moved[3] += 4.0
 
     def error(measure: str) -> float:
-        ts = optimize_grid(problem, "dpmpp_2m", 5, x=x, target=moved, measure=measure, starts=1, candidates=0).ts
+        ts = optimize_grid(problem, "dpmpp_2m", 6, x=x, target=moved, measure=measure, starts=1, candidates=0).ts
         return float(distances(solve(problem, x[64:], solver="dpmpp_2m", ts=ts).x, truth[64:]).mean())
 
     assert error("mean") < 0.9 * error("rms")
@@ -135,12 +135,12 @@ def test_never_worse_than_a_preset_where_it_chose(problem: DiffusionProblem, sta
     assert torch.equal(none.ts, GRIDS[none.origin](problem.path, 5))
     assert none.gain <= 1.0
     truth = exact(problem, start[48:72])
-    some = optimize_grid(problem, "ddim", 5, x=start, **SMALL)
+    some = optimize_grid(problem, "ddim", 6, x=start, **SMALL)
 
     def error(ts: torch.Tensor) -> float:
         return float(distances(solve(problem, start[48:72], solver="ddim", ts=ts).x, truth).mean())
 
-    assert error(some.ts) <= min(error(GRIDS[name](problem.path, 5)) for name in some.presets) * 1.01
+    assert error(some.ts) <= min(error(GRIDS[name](problem.path, 6)) for name in some.presets) * 1.01
 
 
 def test_a_black_box_without_gradients_in_float32(problem: DiffusionProblem, start: torch.Tensor) -> None:
