@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 
 from sdegen.oracles import GaussianOracle, oracle
 from sdegen.paths import VP
-from solvers import GRIDS, DiffusionProblem, OptimizedGrid, Prediction, check_grid, optimize_grid, prior, solve
+from solvers import (
+    GRIDS,
+    SOLVERS,
+    DiffusionProblem,
+    OptimizedGrid,
+    Prediction,
+    check_grid,
+    optimize_grid,
+    prior,
+    solve,
+)
 from solvers.certify import exact
+from solvers.grid_search import Part, Search
 from solvers.optimize import distances, gain_interval
 
 SMALL = {"starts": 1, "iterations": 6, "candidates": 20}
@@ -81,12 +94,39 @@ def test_with_few_steps_it_is_the_best_grid_there_is(measure: str, problem: Diff
         d = distances(solve(problem, x[:200], solver="gradient_estimation", ts=ts).x, truth[:200])
         return float(d.mean() if measure == "mean" else d.square().mean().sqrt())
 
-    ends = torch.tensor([problem.t_max, problem.t_min], dtype=torch.float64)
-    lams = torch.linspace(-2, 4, 25, dtype=torch.float64)
-    inner = [problem.path.time(2 * lams[[i, j]]) for i in range(25) for j in range(i + 1, 25)]
-    brute = min(error(torch.cat([ends[:1], nodes, ends[1:]])) for nodes in inner)
+    brute = min(error(ts) for ts in all_of_three_steps(problem))
     assert error(found.ts) < 1.01 * brute
     assert error(found.ts) < 0.8 * min(error(GRIDS[name](problem.path, 3)) for name in found.presets)
+
+
+def all_of_three_steps(problem: DiffusionProblem, count: int = 25) -> list[torch.Tensor]:
+    """Every pair of inner nodes among ``count``, equally spaced in lam."""
+    ends = torch.tensor([problem.t_max, problem.t_min], dtype=torch.float64)
+    inner = torch.combinations(problem.path.time(2 * torch.linspace(-2, 4, count, dtype=torch.float64)))
+    return [torch.cat([ends[:1], nodes, ends[1:]]) for nodes in inner]
+
+
+def test_without_derivatives_every_valley_is_found_once(problem: DiffusionProblem) -> None:
+    """A step function of the grid, whose derivatives are zero or nothing: how many samples are off by more than 0.2."""
+    x = prior(problem.path, (60, 2), seed=5, dtype=torch.float64)
+    part = Part(x, solve(problem, x, solver="exp_adams_4", steps=100).x, None)
+
+    class Counting(Search):
+        def cost(self, e: torch.Tensor) -> float:
+            return float((e.square().mean(1).sqrt() > 0.2).double().mean())
+
+    search = Counting(problem, SOLVERS["gradient_estimation"], 3, 1.0)
+    grids = {name: GRIDS[name](problem.path, 3) for name in ("uniform", "karras", "logsnr")}
+    scanned = search.scan(grids, 3, part, seed=0)
+    assert [one.cost for one in scanned] == sorted(one.cost for one in scanned)
+    assert {one.origin for one in scanned} == {*grids, "mixture"}
+    found = search.valleys(scanned, part)
+    brute = min(search.cost(search.residual(ts, part)) for ts in all_of_three_steps(problem))
+    assert found[0].cost < brute + 1.5 / 60, "within one sample"
+    assert found[0].cost < 0.8 * scanned[0].cost
+    lams = [problem.path.logsnr(one.ts) / 2 for one in found]
+    assert all(float((a - b).abs().max()) > 0.1 for a, b in combinations(lams, 2))
+    assert len(search.valleys([found[0]] * 3, part)) == 1
 
 
 def test_one_sample_in_another_mode_decides_the_rms_and_not_the_mean(problem: DiffusionProblem) -> None:
