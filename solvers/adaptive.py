@@ -51,7 +51,6 @@ __all__ = [
     "BogackiShampine32",
     "DormandPrince54",
     "EmbeddedRungeKutta",
-    "Increments",
     "rms",
 ]
 
@@ -114,8 +113,6 @@ class _Running(NamedTuple):
 
 
 T = TypeVar("T", bound="Adaptive")
-Increments = Callable[[Tensor, Tensor], Tensor]
-"""(lam_a, lam_b), one pair for each sample, -> normalised increments."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class Adaptive(Solver[Ledger]):
 
     @abstractmethod
     def attempt(
-        self, problem: Any, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Increments
+        self, problem: Any, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Noise
     ) -> Attempt:
         """One step of each sample.
 
@@ -188,7 +185,7 @@ class Adaptive(Solver[Ledger]):
         grown = torch.where(calm, grown, grown.clamp(max=1.0))  # no growth right after a rejection
         return torch.where(accepted, grown, 0.9 * error.clamp(min=1.0) ** (-1 / k)).clamp(0.2, 5.0)
 
-    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
+    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Noise]:
         """What the samples see of the noise in their ``number``-th try, as a function of that."""
         return lambda number: silent
 
@@ -307,7 +304,7 @@ class EmbeddedRungeKutta(Adaptive):
         return (problem.velocity(x, t),)
 
     def attempt(
-        self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Increments
+        self, problem: Problem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Noise
     ) -> Attempt:
         h = s - t
         slopes = list(first)

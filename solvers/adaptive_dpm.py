@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.adaptive import Adaptive, Attempt, Increments
+from solvers.adaptive import Adaptive, Attempt
 from solvers.exponential import FORMS
+from solvers.noise import Noise
 from solvers.problem import DiffusionProblem, mix
 
 __all__ = ["DPMSolver12", "DPMSolver23"]
@@ -44,7 +45,7 @@ class DPMSolver12(Adaptive):
         return (problem.predict(x, t).eps,)
 
     def attempt(
-        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Increments
+        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Noise
     ) -> Attempt:
         path, form, (p0,) = problem.path, FORMS["eps"], first
         lam = path.logsnr(t) / 2
@@ -77,7 +78,7 @@ class DPMSolver23(DPMSolver12):
     stages = 2
 
     def attempt(
-        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Increments
+        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Noise
     ) -> Attempt:
         path, form, (p0,) = problem.path, FORMS["eps"], first
         lam = path.logsnr(t) / 2

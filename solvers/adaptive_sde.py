@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.adaptive import Adaptive, Attempt, Increments
+from solvers.adaptive import Adaptive, Attempt
 from solvers.noise import Noise, elsewhere
 from solvers.problem import DiffusionProblem, mix
 
@@ -58,14 +58,14 @@ class AdaptiveHeun(Adaptive):
         if not self.eta > 0:
             raise ValueError(f"eta is positive (use an ODE solver without noise), got {self.eta}")
 
-    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
+    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Noise]:
         return lambda number: noise  # the one path, whatever was refused
 
     def first(self, problem: DiffusionProblem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         return (problem.predict(x, t).eps,)
 
     def attempt(
-        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Increments
+        self, problem: DiffusionProblem, x: Tensor, t: Tensor, s: Tensor, first: tuple[Tensor, ...], noise: Noise
     ) -> Attempt:
         path, h, z = problem.path, s - t, noise(problem.path.logsnr(t) / 2, problem.path.logsnr(s) / 2)
         share = (1 - h.sign() * self.eta**2) / 2  # as in DiffusionProblem.sde, on the way to the data and back
@@ -109,5 +109,5 @@ class GottaGoFast(AdaptiveHeun):
     def factor(self, error: Tensor, before: Tensor, accepted: Tensor, calm: Tensor) -> Tensor:
         return 0.9 * error.clamp(min=1e-8) ** -0.9
 
-    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Increments]:
+    def increments(self, noise: Noise, like: Tensor) -> Callable[[int], Noise]:
         return lambda number: elsewhere(noise, number)  # every try looks at another place
