@@ -332,7 +332,7 @@ def optimized(results: Sequence[Result], name: str, measure: Any) -> list[dict[s
         problem, shape = held_out.problem, (FITTED // budget, *held_out.x.shape[1:])
         x = prior(problem.path, shape, seed=1, dtype=torch.float64)
         # Four nodes are free: there is time to look everywhere.
-        wide: dict[str, Any] = {"candidates": 300, "starts": 3} if budget == 5 else {}
+        wide: dict[str, Any] = {"candidates": 300} if budget == 5 else {}
         found = {
             each: optimize_grid(problem, each, budget, x=x, measure=measure, iterations=10, **wide)
             for each in contenders
