@@ -9,6 +9,7 @@ which with so few of them is known to a factor of two, while the latter does not
 
     python -m benchmarks.solvers                 # seven minutes of one core
     python -m benchmarks.solvers --quick         # not in 64 dimensions, up to 20 calls
+    python -m benchmarks.solvers --measure rms   # grids fitted to the root mean square
     python -m benchmarks.solvers --check         # exit code 1 unless the goals are met
 
 The peers play at home: k-diffusion's functions and azula's samplers are given all the grids that ours are given (with
