@@ -40,6 +40,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", ["#27348b", "#4f66ad", "#8a
 
 FEW = 9  # solvers that can all be named in one picture
 OF_FAMILY, OF_ORDER = 2, 3  # that are named in the pictures of one
+LETTER = 0.0178  # of the width of a small picture
 
 KINDS = {False: "ODE", True: "SDE"}
 
@@ -263,9 +264,11 @@ def _align(parts: Sequence[Any], height: float) -> None:
         parts: the small pictures, a third of the page wide.
         height: of each, in inches.
     """
-    for part in parts:
-        for axes in part.axes:
-            axes.set_position((0.16, 0.46 / height, 0.54, 1 - 0.82 / height))
+    pictures = [axes for part in parts for axes in part.axes]
+    longest = max((len(text.get_text()) for axes in pictures for text in axes.texts), default=0)
+    width = min(0.54, 0.79 - LETTER * longest)
+    for axes in pictures:
+        axes.set_position((0.16, 0.46 / height, width, 1 - 0.82 / height))
 
 
 def _family(problem: Problem, name: str, look: Mapping[str, Look]) -> Panel:
