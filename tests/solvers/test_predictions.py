@@ -100,7 +100,9 @@ def test_what_predict_returns_is_said_in_one_line(name: str, answer: Any, what: 
 
 
 def test_what_a_velocity_returns_is_said_in_one_line(x: Tensor) -> None:
-    wrong: Any = lambda x, t: Prediction(x, x)  # noqa: E731
+    def wrong(x: Tensor, t: Tensor) -> Any:
+        return Prediction(x, x)
+
     with pytest.raises(TypeError, match=r"^heun: step 1, .*: a velocity returns one tensor of the state's shape, got"):
         solve(ODE(wrong), x, solver="heun", steps=2)
 
