@@ -59,8 +59,8 @@ class Path(Protocol):
 
 def _within(t: Tensor, path: Path) -> Tensor:
     """A time that was computed, and is exact to rounding only, held in the range; itself where it lies there."""
-    number = t.ndim == 0 and not t.requires_grad
-    return t if number and path.t_min <= float(t) <= path.t_max else t.clamp(path.t_min, path.t_max)
+    plain = t.ndim == 0 and not t.requires_grad
+    return t if plain and path.t_min <= float(t) <= path.t_max else t.clamp(path.t_min, path.t_max)
 
 
 class Nodes:

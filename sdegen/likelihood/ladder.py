@@ -171,7 +171,16 @@ class Ladder:
 
 
 def ladder(profile: DenoisingProfile, Ts: Sequence[int] = TS, few: int = 10) -> Ladder:
-    """The bounds of some T, and of the best grid of ``few`` levels."""
+    """The bounds of some T, and of the best grid of ``few`` levels; no network is asked.
+
+    Args:
+        profile: of K bands and N data; with N > 1 what is best is chosen on one half of them and scored on the other.
+        Ts: numbers of levels, each in equal steps of the path's own time.
+        few: levels of the best grid.
+
+    Returns:
+        A :class:`Ladder`, whose reports are in nats per example and know their bits/dim.
+    """
     path = profile.path
 
     def on_grid(choice: DenoisingProfile, T: int) -> Discrete:
